@@ -1,0 +1,1 @@
+"""Graft: every parameter-efficient fine-tuning method on one frozen transformers model."""

@@ -1,0 +1,28 @@
+"""Every error Graft raises on purpose: one sentence that names the thing and the way out.
+
+The command line prints the sentence without a traceback and exits with 2; anything else is a bug and keeps its traceback.
+"""
+
+
+class GraftError(Exception):
+    """Base of all of Graft's own errors."""
+
+
+class DataError(GraftError):
+    """A data file, a row or a chat template cannot be used as it is."""
+
+
+class TargetError(GraftError):
+    """A method's targets match nothing, or match a fused projection and its rows at once."""
+
+
+class AdapterError(GraftError):
+    """An adapter cannot be attached, loaded, saved, merged or routed."""
+
+
+class ModelError(GraftError):
+    """A base model cannot be found, loaded or understood."""
+
+
+class TrainingError(GraftError):
+    """Training was stopped before it could do harm."""
