@@ -1,0 +1,89 @@
+"""How to train, and what a training run did: the configuration, the learning-rate schedule, the result.
+
+The learning rate rises linearly to its peak during `warmup` (a fraction of the steps), then falls to zero in a line or half
+a cosine, or stays. `seconds_per_step` is the median over the steps after the first two, evaluation not counted. Tokens are
+all tokens that are not padding.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from graft.errors import TrainingError
+
+SCHEDULES: dict[str, Callable[[float], float]] = {  # of the fraction of the steps after warm-up that are done
+    "linear": lambda done: 1.0 - done,
+    "cosine": lambda done: 0.5 * (1.0 + math.cos(math.pi * done)),
+    "constant": lambda done: 1.0,
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. A step reads `batch_size * grad_accum` rows; 0 for `clip`, `eval_every` or `patience` means off."""
+
+    learning_rate: float = 1e-3
+    max_steps: int = 100
+    batch_size: int = 16
+    grad_accum: int = 1
+    warmup: float = 0.05
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    eval_every: int = 0
+    patience: int = 0
+    seed: int = 0
+    checkpointing: bool = False
+    tracker: str = "none"
+    tracker_dir: str = "runs"
+
+    def __post_init__(self) -> None:
+        least = {"max_steps": 1, "batch_size": 1, "grad_accum": 1, "eval_every": 0, "patience": 0, "clip": 0, "weight_decay": 0}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise TrainingError(f"{name} is {getattr(self, name)}; it must be at least {low}.")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise TrainingError(f"learning_rate is {self.learning_rate}; it must be a positive number.")
+        if not 0 <= self.warmup < 1:
+            raise TrainingError(f"warmup is {self.warmup}; it is a fraction of the steps, from 0 to less than 1.")
+        if self.schedule not in SCHEDULES:
+            raise TrainingError(f"schedule is {self.schedule!r}; it must be one of {', '.join(SCHEDULES)}.")
+        if self.patience and not self.eval_every:
+            raise TrainingError("patience needs eval_every: early stopping looks at the validation loss.")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a callback hears after each step. Losses are nats a supervised token; the norm is from before clipping."""
+
+    step: int
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+    tokens: int
+    validation_loss: float | None
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run did. `stopped` is "max_steps" or "early"; `validation_loss` is that of the tensors now in the model."""
+
+    steps: int
+    tokens: int
+    seconds: float
+    seconds_per_step: float
+    tokens_per_second: float
+    curve: list[dict[str, float | int | None]]
+    peak_memory_bytes: int
+    stopped: str
+    validation_loss: float | None = None
+    best_step: int | None = None
+
+
+def factor(config: TrainConfig, step: int) -> float:
+    """Learning rate over its peak at a step counted from 1; never zero, so that every step moves."""
+    warm = round(config.warmup * config.max_steps)
+    if step <= warm:
+        return step / warm
+    return SCHEDULES[config.schedule]((step - 1 - warm) / (config.max_steps - warm))
