@@ -1,0 +1,54 @@
+"""The list of methods. Adding one is its file and one line in `KINDS` (and one in `METHODS` if it has a name of its own)."""
+
+from typing import Any
+
+from graft.errors import AdapterError
+from graft.method import Method
+from graft.methods.bottleneck import Bottleneck
+from graft.methods.dora import DoRA
+from graft.methods.ia3 import IA3
+from graft.methods.lora import LoRA
+from graft.methods.prefix import Prefix
+from graft.methods.prompt import Prompt
+from graft.methods.selective import BiasOnly, Selective
+
+KINDS: dict[str, type] = {cls.kind: cls for cls in (LoRA, DoRA, Bottleneck, Prefix, Prompt, IA3, BiasOnly, Selective)}
+
+METHODS: dict[str, Method] = {
+    "lora": LoRA(),
+    "dora": DoRA(),
+    "bottleneck": Bottleneck(),
+    "prefix": Prefix(),
+    "prompt": Prompt(),
+    "ia3": IA3(),
+    "bias": BiasOnly(add=True),
+    "last-k": Selective("last"),
+    "norms": Selective("norm"),
+    "full": Selective("full"),
+}
+
+
+def from_config(config: dict[str, Any]) -> Method:
+    """The method that `graft.method.config` described. Raises AdapterError on an unknown kind or key, or a value of the wrong type."""
+    values = dict(config)
+    cls = KINDS.get(str(values.pop("kind", "")))
+    if cls is None:
+        raise AdapterError(f"unknown method {config.get('kind')!r}: this version knows {', '.join(KINDS)}")
+    fields = cls.__dataclass_fields__  # type: ignore[attr-defined]
+    for name, value in values.items():
+        if name not in fields:
+            raise AdapterError(f"{cls.kind}: unknown key {name!r}: it has {', '.join(fields)}")  # type: ignore[attr-defined]
+        values[name] = checked(f"{config['kind']}.{name}", value, fields[name].type)
+    return cls(**values)  # type: ignore[no-any-return]
+
+
+def checked(name: str, value: Any, kind: type) -> Any:
+    """`value` if it is of the field's type (a list stands for a tuple, an int for a float)."""
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        value = tuple(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    wanted = kind if isinstance(kind, type) else tuple
+    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        raise AdapterError(f"{name} = {value!r}: expected {getattr(kind, '__name__', kind)}")
+    return value

@@ -1,0 +1,65 @@
+"""DoRA: y = m (W + s B A) x / ‖W + s B A‖ per output row, the norm detached. Liu et al. 2024, arXiv:2402.09353.
+
+Shapes: A [r, in], B [out, r], magnitude [out]. The norm is never taken of a dense sum:
+‖W + sBA‖² = ‖W‖² + 2 s ⟨W A^T, B⟩ + s² rowsum((B (A A^T)) ∘ B), with ‖W‖² cached in master precision; the magnitude starts from the
+same bits, so that a fresh adapter's c = m / norm is exactly 1. The base's bias b0 is not scaled: c*(Wx + b0) + (1-c)*b0.
+With dropout the branch alone is dropped: c*(Wx + s B A drop(x)), which needs no second product with W.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from graft.forms import Affine
+from graft.method import Base, Shapes, Tensors, matches
+from graft.methods.lora import LoRA, check_rank, low_rank, scale
+from graft.site import LINEAR, Site
+
+
+@dataclass(frozen=True)
+class DoRA:
+    """Weight-decomposed low-rank updates of linear maps."""
+
+    r: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("all-linear",)
+    dropout: float = 0.0
+    rslora: bool = False
+    init_A: str = "kaiming"
+    kind: ClassVar[str] = "dora"
+
+    def __post_init__(self) -> None:
+        check_rank(self.r, self.dropout, self.init_A)
+
+    def at(self, site: Site) -> bool:
+        """At every linear map that a target names."""
+        return site.role in (*LINEAR, "head") and any(matches(site, target) for target in self.targets)
+
+    def shapes(self, site: Site) -> Shapes:
+        """LoRA's, and the magnitude [out]."""
+        return {"A": (self.r, site.inputs), "B": (site.outputs, self.r), "magnitude": (site.outputs,)}
+
+    def init(self, site: Site, base: Base, rng: torch.Generator) -> Tensors:
+        """LoRA's, and the norms of W's rows."""
+        return low_rank(self.as_lora(), site, rng) | {"magnitude": base.row_norms_sq.sqrt()}
+
+    def form(self, tensors: Tensors, base: Base) -> Affine:
+        """c = m / norm, A, c s B, and b = (1 - c) b0."""
+        A, B = tensors["A"], tensors["B"] * scale(self.as_lora())
+        c = tensors["magnitude"] / norm(A, B, base)
+        b = None if base.bias is None else (1 - c) * base.bias.to(c.dtype)
+        return Affine(c=c, A=A, B=c[:, None] * B, b=b, dropout=self.dropout)
+
+    def as_lora(self) -> LoRA:
+        """The low-rank part's config."""
+        return LoRA(self.r, self.alpha, self.targets, self.dropout, self.rslora, self.init_A)
+
+
+@torch.no_grad()
+def norm(A: Tensor, B: Tensor, base: Base) -> Tensor:
+    """‖W + B A‖ per output row, [out], B with its scale in it; W's square is cached and no dense sum is made."""
+    cross = (base.times(A) * B).sum(1)
+    square = ((B @ (A @ A.t())) * B).sum(1)
+    return (base.row_norms_sq + 2 * cross + square).clamp_min(0).sqrt()

@@ -1,0 +1,52 @@
+"""Prompt tuning: n trained input embeddings before the text. Lester et al. 2021, arXiv:2104.08691.
+
+Shapes: embeds [n, d]. On a causal model a trained prompt is served as a prefix (its keys and values, computed once).
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from graft.errors import TargetError
+from graft.forms import VirtualTokens
+from graft.method import Base, Shapes, Tensors
+from graft.methods.prefix import repeated
+from graft.site import Site
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """`init`: `random` (normal, with the spread of the model's own embeddings), `vocabulary` (random words'), or `text` (those of `text`)."""
+
+    n: int = 20
+    init_embeds: str = "vocabulary"
+    text: str = ""
+    kind: ClassVar[str] = "prompt"
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise TargetError(f"n = {self.n}: a prompt needs at least one position")
+        if self.init_embeds not in ("random", "vocabulary", "text") or (self.init_embeds == "text" and not self.text):
+            raise TargetError("init_embeds is 'random', 'vocabulary' or 'text'; 'text' needs text=...")
+
+    def at(self, site: Site) -> bool:
+        """At the input embeddings."""
+        return site.role == "embedding"
+
+    def shapes(self, site: Site) -> Shapes:
+        """embeds [n, d]."""
+        return {"embeds": (self.n, site.outputs)}
+
+    def init(self, site: Site, base: Base, rng: torch.Generator) -> Tensors:
+        """Random, or embeddings of words."""
+        if self.init_embeds == "random":
+            spread = float(base.embed(torch.arange(min(site.inputs, 1000))).std())
+            return {"embeds": torch.empty(self.n, site.outputs).normal_(std=spread, generator=rng)}
+        if self.init_embeds == "text":
+            return {"embeds": base.embed(repeated(base.tokens(self.text), self.n))}
+        return {"embeds": base.embed(torch.randint(site.inputs, (self.n,), generator=rng))}
+
+    def form(self, tensors: Tensors, base: Base) -> VirtualTokens:
+        """embeds."""
+        return VirtualTokens(embeds=tensors["embeds"])

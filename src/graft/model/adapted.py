@@ -1,0 +1,176 @@
+"""Adapted: runs adapters inside a transformers model, attached in place.
+
+The model stays the object that you call, generate with, and give to Trainer; nothing wraps it. One adapter is live: its tensors are
+parameters in the model and its forms are computed as it trains. `add` loads others beside it, and `route` says which one each row
+of the batch wants; slot 0 is the bare base.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from graft import adapter as adapters
+from graft import formats
+from graft.adapter import Adapter
+from graft.errors import AdapterError
+from graft.forms import Affine, VirtualTokens, why_unmergeable
+from graft.method import Finishing, Method, Tensors, makes
+from graft.model import families
+from graft.model.base import ModuleBase, cached, fingerprint, master_dtype
+from graft.model.routes import Routes
+from graft.model.slots import OWN, Slot, Station
+from graft.model.virtual_tokens import Doorway
+from graft.model.wiring import Wiring
+from graft.site import Site
+
+
+def adapt(model: nn.Module, method: Method | Sequence[Method], *, tokenizer: Any = None, seed: int = 0) -> "Adapted":
+    """Freeze a transformers model and attach a fresh adapter of one method, or of several as its parts.
+
+    `tokenizer` is needed by methods that start from text; `seed` decides the initial values. Raises TargetError where a method
+    finds no place in the model, AdapterError where parts cannot be combined.
+    """
+    methods = list(method) if isinstance(method, Sequence) else [method]
+    wiring = Wiring(model)
+    parts = adapters.fresh(methods, families.sites(model), lambda site: ModuleBase(model, site, tokenizer), seed)
+    return Adapted(wiring, Adapter(parts, fingerprint(model), str(model.config.name_or_path)))
+
+
+class Adapted:
+    """A model with adapters attached. `model` is the same object as before, its base frozen."""
+
+    def __init__(self, wiring: Wiring, adapter: Adapter) -> None:
+        self.wiring, self.source = wiring, adapter
+        self.model = wiring.model
+        self.held: list[list[tuple[Station, Slot | Doorway]]] = []
+        self.prompt_memo: tuple[Any, Tensor] | None = None
+        self.undo: object = None  # what a merge replaced
+        for number, (method, tensors) in enumerate(adapter.parts):
+            self.held.append([self.hold(number, method, site, values) for site, values in tensors.items()])
+        wiring.follow()
+        wiring.tokens = self.tokens
+        wiring.attach()
+        self.routes = Routes(wiring)
+
+    def hold(self, number: int, method: Method, site: Site, values: Tensors) -> tuple[Station, Slot | Doorway]:
+        """Give one part's tensors at one site their place."""
+        adapters.check_shapes(method, site, values)
+        base, dtype = ModuleBase(self.model, site), master_dtype(self.model)
+        if makes(method) is not VirtualTokens:
+            slot = self.wiring.slot_for(site)
+            return slot.hold(number, method, site, base, values, dtype), slot
+        if self.virtual() is not None:
+            raise AdapterError("an adapter can have one part with virtual tokens: a prefix or a prompt, not both")
+        door = self.wiring.door()
+        for name, value in values.items():
+            door.register_parameter(name, nn.Parameter(value.to(self.model.device, dtype).clone()))
+        return Station(method, site, base, {name: name for name in values}), door
+
+    def detach(self) -> nn.Module:
+        """Take everything off again; the model is what it was before, to the bit. Returns it."""
+        self.route(None)
+        self.wiring.detach()
+        return self.model
+
+    # what it is made of
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The trained parameters, in master precision."""
+        found = [value for part in self.held for station, holder in part for value in station.tensors(holder).values()]
+        return [value for value in found if isinstance(value, nn.Parameter)]
+
+    @property
+    def sites(self) -> list[tuple[Method, Site]]:
+        """Where each method acts."""
+        return [(station.method, station.site) for part in self.held for station, _ in part]
+
+    @torch.no_grad()
+    def adapter(self) -> Adapter:
+        """What is stored: plain tensors, finished (a prefix without its MLP)."""
+        parts = []
+        for part in self.held:
+            method, sites = part[0][0].method, {}
+            for station, holder in part:
+                live = {name: value.detach().clone() for name, value in station.tensors(holder).items()}
+                if isinstance(station.method, Finishing):
+                    method, live = station.method.finish(live, station.base)
+                sites[station.site] = live
+            parts.append((method, sites))
+        return Adapter(tuple(parts), self.source.fingerprint, self.source.base, self.source.notes)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the adapter's folder: whole or not at all."""
+        formats.save(self.adapter(), Path(folder), families.sites(self.model))
+
+    @property
+    def context_positions(self) -> int:
+        """Virtual tokens: positions of the model's context that the adapter takes."""
+        form = self.virtual()
+        if form is None:
+            return 0
+        return form.kv.shape[2] if form.kv is not None else len(form.embeds) if form.embeds is not None else 0
+
+    @property
+    def mergeable(self) -> str:
+        """ "" if the adapter can be merged into the base's weights, otherwise the reason why not."""
+        for part in self.held:
+            for station, holder in part:
+                form = station.method.form(station.tensors(holder), station.base)
+                reason = why_unmergeable(form)
+                if not reason and isinstance(form, Affine) and station.source(form) != OWN:
+                    reason = "it reads another module's input"
+                if reason:
+                    return f"{station.method.kind} cannot be merged: {reason}"
+        return ""
+
+    # virtual tokens
+
+    def virtual(self) -> VirtualTokens | None:
+        """The live virtual tokens, if the adapter has any."""
+        for part in self.held:
+            for station, holder in part:
+                form = station.method.form(station.tensors(holder), station.base) if isinstance(holder, Doorway) else None
+                if isinstance(form, VirtualTokens):
+                    return form
+        return None
+
+    def tokens(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """What enters before the next forward: kv [layers, 2, rows, heads, n, head dim], seen [rows, n], embeds [n, d]."""
+        if self.wiring.routing.slots is not None:
+            return (*self.routes.virtual(self.wiring.routing.slots), None)
+        form = self.virtual()
+        if form is None:
+            return None, None, None
+        if form.embeds is not None and (torch.is_grad_enabled() or not self.wiring.door().causal):
+            return None, None, form.embeds
+        kv = form.kv if form.kv is not None else self.prompt_kv(form.embeds)
+        return kv.transpose(2, 3)[:, :, None], None, None
+
+    def prompt_kv(self, embeds: Tensor | None) -> Tensor:
+        """A prompt [n, d] as the prefix it is to a causal model, computed once for each state of the trained tensors."""
+        if embeds is None:
+            raise AdapterError("virtual tokens with neither keys and values nor embeddings")
+        key = tuple((value.data_ptr(), value._version) for value in self.parameters())
+        if self.prompt_memo is None or self.prompt_memo[0] != key:
+            with self.wiring.door().shut():
+                weight = self.model.get_input_embeddings().weight
+                self.prompt_memo = key, cached(self.model, embeds=embeds.detach()[None].to(weight))
+        return self.prompt_memo[1]
+
+    # several adapters
+
+    def add(self, name: str, adapter: Adapter) -> None:
+        """Load another adapter of the same base beside the live one, under a name for `route`."""
+        self.routes.add(name, adapter)
+
+    def route(self, rows: Sequence[str | None] | None) -> None:
+        """Say which adapter each row of the coming batches wants: a name given to `add`, "live", or None for the bare base.
+
+        `route(None)` gives all rows back to the live adapter. With more rows in a batch than were named (beams), each name covers
+        as many rows in turn.
+        """
+        self.wiring.routing.slots = None if rows is None else self.routes.numbers(rows, self.adapter)

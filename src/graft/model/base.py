@@ -1,0 +1,143 @@
+"""What a form may ask of the module below it, and the fingerprint that tells one base model from another.
+
+Everything here hides the module's kind: a Linear, a transformers Conv1D (weight transposed), an embedding, a norm, or a 4-bit Linear.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from graft.errors import TargetError
+from graft.kernels import nf4
+from graft.method import Tensors
+from graft.site import Site
+
+SAMPLES = 4096  # values of each weight that enter the fingerprint
+
+
+def master_dtype(model: nn.Module) -> torch.dtype:
+    """The precision of trained tensors: float32, or float64 on a float64 base."""
+    return torch.float64 if any(value.dtype == torch.float64 for value in model.parameters()) else torch.float32
+
+
+def dense(value: Tensor) -> Tensor:
+    """A parameter as a dense tensor in its own layout, dequantised where it is stored in 4 bits."""
+    return nf4.dequantise(value) if nf4.is_packed(value) else value.detach()
+
+
+class ModuleBase:
+    """The `Base` of one site of a model."""
+
+    def __init__(self, model: nn.Module, site: Site, tokenizer: Any = None) -> None:
+        self.model, self.site, self.tokenizer = model, site, tokenizer
+        self.module = model.get_submodule(site.path)
+        self.norms: Tensor | None = None
+
+    def whole(self) -> Tensor:
+        """The module's weight as [out, in]."""
+        weight = dense(self.module.weight)
+        flipped = type(self.module).__name__ == "Conv1D" or self.site.role == "embedding"
+        return weight.t() if flipped else weight
+
+    @property
+    def weight(self) -> Tensor:
+        """Dense [out, in], the site's own rows."""
+        return self.own(self.whole())
+
+    def own(self, value: Tensor) -> Tensor:
+        """The site's rows of a tensor [out, ...] of the module."""
+        if self.site.rows is None:
+            return value
+        return value.index_select(0, torch.tensor(self.site.rows.indices(), device=value.device))
+
+    @property
+    def bias(self) -> Tensor | None:
+        """[out], the site's own rows, or None."""
+        bias = getattr(self.module, "bias", None)
+        return None if bias is None else self.own(bias.detach())
+
+    @property
+    def row_norms_sq(self) -> Tensor:
+        """[out], computed once: the base is frozen."""
+        if self.norms is None or self.norms.device != self.module.weight.device:
+            self.norms = self.weight.to(master_dtype(self.model)).square().sum(1)
+        return self.norms
+
+    def times(self, A: Tensor) -> Tensor:
+        """W A^T [out, r] by one product in the base's dtype."""
+        weight = self.weight
+        return (weight @ A.t().to(weight.dtype)).to(A.dtype)
+
+    def parameters(self) -> Tensors:
+        """The module's own, copied."""
+        return {name: dense(value).clone() for name, value in self.module.named_parameters(recurse=False)}
+
+    def tokens(self, text: str) -> Tensor:
+        """The ids [n] of a text. Raises TargetError without a tokenizer."""
+        if self.tokenizer is None:
+            raise TargetError("to start from a text the model's tokenizer is needed: graft.adapt(model, method, tokenizer=...)")
+        return torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @torch.no_grad()
+    def embed(self, ids: Tensor) -> Tensor:
+        """What the embedding module gives for ids [n]: [n, d]."""
+        module = self.model.get_input_embeddings()
+        return module(ids.to(module.weight.device)).detach().to(master_dtype(self.model))
+
+    @torch.no_grad()
+    def keys_values(self, ids: Tensor) -> Tensor:
+        """What the frozen model caches for ids [n]: [layers, 2, n, kv heads, head dim]."""
+        return cached(self.model, ids[None].to(self.model.get_input_embeddings().weight.device)).to(master_dtype(self.model))
+
+
+def cached(model: nn.Module, ids: Tensor | None = None, embeds: Tensor | None = None) -> Tensor:
+    """Keys and values [layers, 2, n, kv heads, head dim] that a causal model caches for ids [1, n] or embeddings [1, n, d]."""
+    training = model.training
+    model.eval()
+    try:
+        out = model(input_ids=ids, inputs_embeds=embeds, use_cache=True)
+    finally:
+        model.train(training)
+    cache = out.get("cache") if "cache" in out else out.get("past_key_values")  # renamed in transformers 5.24
+    if cache is None:
+        raise TargetError("this model keeps no keys and values: a prefix cannot start from text here")
+    return torch.stack([torch.stack([layer.keys[0], layer.values[0]]).transpose(1, 2) for layer in cache.layers])
+
+
+def fingerprint(model: nn.Module) -> str:
+    """ "architecture:shapes:weights", 16 hex digits each; the weights by 4,096 evenly spaced values of each parameter.
+
+    Values are rounded to bfloat16 first, so that one checkpoint has one fingerprint in every precision it is loaded in. Adapters
+    attached to the model do not enter.
+    """
+    named = [(name, value) for name, value in model.named_parameters() if ".graft." not in f".{name}"]
+    shapes = [(name, list(value.quant_state.shape if nf4.is_packed(value) else value.shape)) for name, value in named]
+    weights = hashlib.sha256()
+    for name, value in named:
+        flat = value.detach().reshape(-1)
+        step = max(1, flat.numel() // SAMPLES)
+        sample = flat[::step][:SAMPLES]
+        sample = sample.to(torch.bfloat16).view(torch.int16) if sample.is_floating_point() else sample
+        weights.update(name.encode() + sample.cpu().numpy().tobytes())
+    config = model.config
+    kind = json.dumps([config.model_type, type(model).__name__])
+    return ":".join([short(kind.encode()), short(json.dumps(shapes).encode()), weights.hexdigest()[:16]])
+
+
+def short(data: bytes) -> str:
+    """16 hex digits of a SHA-256."""
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def differences(ours: str, theirs: str) -> list[str]:
+    """What two fingerprints differ in: of "architecture", "shapes" and "weights"."""
+    names: tuple[str, ...] = ("architecture", "shapes", "weights")
+    return [name for name, a, b in zip(names, ours.split(":"), theirs.split(":"), strict=True) if a != b]
+
+
+BaseOf = Callable[[Site], ModuleBase]

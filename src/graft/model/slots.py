@@ -1,0 +1,231 @@
+"""How a site runs: a child module `graft` of the site's module holds the trained tensors and runs the forms.
+
+The module's `forward` is overridden on the instance (not hooked: a hook cannot own the product, nor scale the input), so its class,
+its keys and its bytes stay as they are; tensors get the keys `<path>.graft.<name>`. Forms are computed from the master tensors,
+cast once to the compute dtype, and run in order: those that read the module's own input, those that read another module's input
+(BERT's MLP), those that read y.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from graft.errors import AdapterError
+from graft.forms import Affine, Replacement, at_rows, cast, join, run
+from graft.method import Method, Tensors, makes
+from graft.model.base import ModuleBase
+from graft.model.twin import twin_of
+from graft.pack import Pack, slots_of
+from graft.site import Site
+
+OWN, Y = "", "y"
+
+
+class Routing:
+    """Which adapter each row of the batch wants: `slots` [rows] (or [rows, T]), or None for the live one on all rows."""
+
+    def __init__(self) -> None:
+        self.slots: Tensor | None = None
+
+
+class Cell:
+    """Carries a module's input to another module's slot within one forward."""
+
+    def __init__(self) -> None:
+        self.x: Tensor | None = None
+
+    def take(self) -> Tensor:
+        """The input; it is held no longer."""
+        x, self.x = self.x, None
+        if x is None:
+            raise AdapterError("a parallel adapter's input module did not run before its output module")
+        return x
+
+
+@dataclass(frozen=True, eq=False)
+class Station:
+    """One part's method at one site of a module, with the names that its tensors have in the slot."""
+
+    method: Method
+    site: Site
+    base: ModuleBase
+    names: dict[str, str]
+
+    def tensors(self, holder: nn.Module) -> Tensors:
+        """The live tensors, by their own names, in the slot (or doorway) that holds them."""
+        return {name: holder.get_parameter(key) for name, key in self.names.items()}
+
+    def source(self, form: Affine) -> str:
+        """What the form reads: OWN, Y, or the path of the module whose input it is."""
+        return Y if form.reads == "y" else self.site.reads or OWN
+
+
+class Slot(nn.Module):
+    """The child `graft` of one module."""
+
+    def __init__(self, module: nn.Module, routing: Routing) -> None:
+        super().__init__()
+        self.routing = routing
+        self.outputs = getattr(module, "out_features", getattr(module, "nf", 0))
+        self.stations: list[Station] = []
+        self.cells: dict[str, Cell] = {}  # inputs of other modules that this one's forms read
+        self.lends: Cell | None = None  # this module's input, for another slot
+        self.packs = nn.ModuleDict()
+        self.routed_twins: dict[int, nn.Module] = {}
+        self.memo: tuple[Any, list[tuple[str, Affine]]] | None = None
+
+    def hold(self, part: int, method: Method, site: Site, base: ModuleBase, tensors: Tensors, dtype: torch.dtype) -> Station:
+        """Register one part's tensors [as `shapes` says] as parameters in `dtype`."""
+        prefix = f"p{part}_" if part else ""
+        if makes(method) is Replacement:
+            if hasattr(self, "twin"):
+                raise AdapterError(f"{site.path} is trained as a whole by two methods: give them different targets")
+            self.twin = twin_of(base.module, tensors, dtype)
+            names = {name: f"twin.{name}" for name in tensors}
+        else:
+            names = {name: prefix + site.name(name) for name in tensors}
+            device = next(base.module.parameters()).device
+            for name, value in tensors.items():
+                self.register_parameter(names[name], nn.Parameter(value.to(device, dtype).clone()))
+        self.stations.append(Station(method, site, base, names))
+        return self.stations[-1]
+
+    def own(self, station: Station) -> Tensors:
+        """A station's live tensors."""
+        return station.tensors(self)
+
+    def live(self) -> list[tuple[str, Affine]]:
+        """The joined forms of the live adapter in the order they run, in master precision: [(source, form)]."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            self.memo = None
+            return ordered(self.stations, self.own, self.outputs)
+        key = tuple((value.data_ptr(), value._version, value.dtype) for value in self.parameters())
+        if self.memo is None or self.memo[0] != key:
+            self.memo = key, ordered(self.stations, self.own, self.outputs)
+        return self.memo[1]
+
+    def forward(self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the module `inner` with what the current adapters do to it."""
+        x = args[0] if args else next(iter(kwargs.values()))
+        if self.lends is not None:
+            self.lends.x = x
+        if self.routing.slots is not None:
+            return self.routed(inner, x, args, kwargs, slots_of(self.routing.slots, leading(x)))
+        twin = getattr(self, "twin", None)
+        forms = self.live()
+        if forms and forms[0][0] == OWN and forms[0][1].i is not None:
+            x = x * forms[0][1].i.to(x.dtype)
+            args, kwargs = with_input(x, args, kwargs)
+        out = (inner if twin is None else twin)(*args, **kwargs)
+        y = first(out)
+        for source, form in forms:
+            y = run(cast(form, y.dtype), self.read(source, x), y, training=self.training)
+        return with_output(y, out)
+
+    def read(self, source: str, x: Tensor) -> Tensor:
+        """The tensor that a form reads beside y."""
+        return self.cells[source].take() if source in self.cells else x
+
+    def routed(self, inner: Callable[..., Any], x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], s: Tensor) -> Any:
+        """The same for rows of different adapters, their forms in packs."""
+        if OWN in self.packs and self.packs[OWN].has("i"):
+            x = self.packs[OWN].scaled(s, x)
+            args, kwargs = with_input(x, args, kwargs)
+        out = inner(*args, **kwargs)
+        y = first(out)
+        for slot, twin in self.routed_twins.items():
+            mask = (s == slot).reshape(*s.shape, *[1] * (y.dim() - s.dim()))
+            y = torch.where(mask, first(twin(*args, **kwargs)), y)
+        for key, pack in self.packs.items():
+            source = unkeyed(key)
+            y = pack(s, y if source == Y else self.read(source, x), y)
+        return with_output(y, out)
+
+    def load(self, number: int, forms: list[tuple[str, Affine]], twin: nn.Module | None, capacity: dict[str, Pack]) -> None:
+        """Put one adapter's joined forms (and twin) into slot `number` of the packs, which `capacity` makes where there is none."""
+        if twin is not None:
+            self.routed_twins[number] = twin
+        for source, form in forms:
+            if keyed(source) not in self.packs:
+                self.packs[keyed(source)] = capacity[source]
+            self.packs[keyed(source)].load(number, form)
+
+    def unload(self) -> None:
+        """Drop all packs and routed twins."""
+        self.packs = nn.ModuleDict()
+        self.routed_twins = {}
+
+
+def ordered(stations: list[Station], tensors: Callable[[Station], Tensors], outputs: int) -> list[tuple[str, Affine]]:
+    """The affine forms of a module's stations, joined by what they read, in running order."""
+    groups: dict[str, list[Affine]] = {}
+    for station in stations:
+        if makes(station.method) is not Affine:
+            continue
+        form = station.method.form(tensors(station), station.base)
+        if isinstance(form, Affine):
+            whole = form if station.site.rows is None else at_rows(form, station.site.rows, outputs)
+            groups.setdefault(station.source(whole), []).append(whole)
+    return [(source, join(groups[source])) for source in sorted(groups, key=rank)]
+
+
+def rank(source: str) -> int:
+    """Running order: the module's own input, other modules' inputs, y."""
+    return 0 if source == OWN else 2 if source == Y else 1
+
+
+def keyed(source: str) -> str:
+    """A source as a name of a child module, which may hold no dot."""
+    return f"{rank(source)}{source.replace('.', '/')}"
+
+
+def unkeyed(key: str) -> str:
+    """The source of such a name."""
+    return key[1:].replace("/", ".")
+
+
+def leading(x: Tensor) -> torch.Size:
+    """The leading shape of a module's input: all of ids, all but the last dimension of activations."""
+    return x.shape[:-1] if x.is_floating_point() else x.shape
+
+
+def first(out: Any) -> Tensor:
+    """A module's output proper, the first of a tuple."""
+    return out[0] if isinstance(out, tuple) else out
+
+
+def with_output(y: Tensor, out: Any) -> Any:
+    """The module's output with its proper part replaced."""
+    return (y, *out[1:]) if isinstance(out, tuple) else y
+
+
+def with_input(x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The call's arguments with the first replaced."""
+    if args:
+        return (x, *args[1:]), kwargs
+    return args, kwargs | {next(iter(kwargs)): x}
+
+
+def overridden(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The instance-level forward of a module that has a slot."""
+    return self.graft(self.graft_inner, args, kwargs)
+
+
+def attach(module: nn.Module, slot: Slot) -> None:
+    """Make `slot` the module's child `graft` and run the module through it."""
+    module.graft_inner = module.forward
+    module.graft = slot
+    module.forward = MethodType(overridden, module)
+
+
+def detach(module: nn.Module) -> None:
+    """Undo `attach`: the instance's own forward, if it had one (accelerate, a 4-bit product), is put back."""
+    inner = module.graft_inner
+    del module.graft, module.graft_inner, module.forward
+    if not (isinstance(inner, MethodType) and inner.__func__ is type(module).forward):
+        module.forward = inner

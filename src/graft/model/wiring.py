@@ -1,0 +1,89 @@
+"""Wiring: the slots of a model's modules and its doorway, made where a site first needs them, attached and detached together."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn as nn
+
+from graft.errors import AdapterError
+from graft.model import slots
+from graft.model.slots import Cell, Routing, Slot
+from graft.model.twin import shared
+from graft.model.virtual_tokens import Doorway
+from graft.site import Site
+
+
+class Wiring:
+    """What hangs in one model. `tokens` gives the virtual tokens of the next forward (see `Doorway.attach`)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        if any(name.rsplit(".", 1)[-1] == "graft" for name, _ in model.named_modules()):
+            raise AdapterError("this model is adapted already: detach() the Adapted first, or add() another adapter to it")
+        self.model = model
+        self.routing = Routing()
+        self.slots: dict[str, Slot] = {}
+        self.doorway: Doorway | None = None
+        self.tokens: Callable[[], Any] = lambda: (None, None, None)
+        self.attached = False
+        self.trained = {name: value.requires_grad for name, value in model.named_parameters()}
+
+    def slot(self, path: str) -> Slot:
+        """The slot of a module; made (and attached, if the rest is) when first needed."""
+        if path not in self.slots:
+            module = self.model.get_submodule(path)
+            self.slots[path] = Slot(module, self.routing)
+            if self.attached:
+                slots.attach(module, self.slots[path])
+        return self.slots[path]
+
+    def slot_for(self, site: Site) -> Slot:
+        """The slot of a site, wired to the module whose input the site reads."""
+        made = self.slot(site.path)
+        if site.reads and site.reads not in made.cells:
+            lender = self.slot(site.reads)
+            lender.lends = lender.lends or Cell()
+            made.cells[site.reads] = lender.lends
+        return made
+
+    def door(self) -> Doorway:
+        """The root's doorway for virtual tokens; made (and attached, if the rest is) when first needed."""
+        if self.doorway is None:
+            self.doorway = Doorway(self.model)
+            if self.attached:
+                self.doorway.attach(self.model, self.tokens)
+        return self.doorway
+
+    def tied(self, path: str) -> list[str]:
+        """The other modules whose weight is this module's own parameter."""
+        weight = self.model.get_submodule(path)._parameters.get("weight")
+        named = self.model.named_modules()
+        return [name for name, module in named if name != path and weight is not None and module._parameters.get("weight") is weight]
+
+    def follow(self) -> None:
+        """Modules tied to a replaced one and not replaced themselves run with its twin's parameters: a tie stays a tie."""
+        for path, slot in list(self.slots.items()):
+            if not hasattr(slot, "twin"):
+                continue
+            for name in self.tied(path):
+                if not hasattr(self.slot(name), "twin"):
+                    self.slot(name).twin = shared(self.model.get_submodule(name), slot.twin)
+
+    def attach(self) -> None:
+        """Freeze the base and run every module that has a slot through it."""
+        for value in self.model.parameters():
+            value.requires_grad_(False)
+        for path, slot in self.slots.items():
+            slots.attach(self.model.get_submodule(path), slot)
+        if self.doorway is not None:
+            self.doorway.attach(self.model, self.tokens)
+        self.attached = True
+
+    def detach(self) -> None:
+        """Take everything off: the model is what it was before, to the bit."""
+        for path in self.slots:
+            slots.detach(self.model.get_submodule(path))
+        if self.doorway is not None:
+            self.doorway.detach(self.model)
+        for name, value in self.model.named_parameters():
+            value.requires_grad_(self.trained[name])
+        self.attached = False
