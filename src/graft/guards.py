@@ -61,8 +61,8 @@ def reached(named: Iterable[str], touched: set[str], steps: int) -> None:
 
 
 def module_of(name: str) -> str:
-    """The module a tensor belongs to: `layers.0.q_proj.graft.A` -> `layers.0.q_proj`."""
-    return name.rpartition(".")[0].removesuffix(".graft") or name
+    """The module a tensor belongs to: `layers.0.q_proj.graft.A` -> `layers.0.q_proj`; of the model itself, the tensor's name."""
+    return name.split(".graft.")[0] if ".graft." in name else name.rpartition(".")[0].removesuffix("graft") or name
 
 
 def listed(names: Iterable[str]) -> str:

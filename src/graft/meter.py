@@ -1,4 +1,4 @@
-"""Peak memory of a stretch of code, in bytes.
+"""Time and peak memory of a stretch of code, in seconds and bytes.
 
 CUDA: `torch.cuda.max_memory_allocated` of the device, reset at the start: tensors only, without the driver's context.
 Linux on the CPU: writing 5 to /proc/self/clear_refs resets the process's high-water mark, and VmHWM in /proc/self/status
@@ -8,6 +8,7 @@ the peak since the process began.
 
 import resource
 import sys
+import time
 from pathlib import Path
 from types import TracebackType
 
@@ -15,6 +16,20 @@ import torch
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
 STATUS = Path("/proc/self/status")
+
+
+class Clock:
+    """`with Clock() as clock: ...` and then `clock.seconds`: how long the block took by the wall clock."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __enter__(self) -> "Clock":
+        self._started = time.perf_counter()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.seconds = time.perf_counter() - self._started
 
 
 class PeakMemory:

@@ -26,6 +26,7 @@ from graft.data import Example, collate, epochs
 from graft.errors import TrainingError
 from graft.interrupt import Interrupt
 from graft.meter import PeakMemory
+from graft.model.checkpointing import checkpointed
 from graft.model.supervised import logits_at
 from graft.progress import Steps
 from graft.recipe import Step, TrainConfig, TrainResult, factor
@@ -161,15 +162,11 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 def _training(run: _Run) -> Iterator[None]:
     """Training mode and checkpointing inside the block; after it the model's own mode, no gradients, trackers closed."""
     was = run.model.training
-    model: Any = run.model
     run.model.train()
-    if run.config.checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     try:
-        yield
+        with checkpointed(run.model, run.config.checkpointing):
+            yield
     finally:
-        if run.config.checkpointing:
-            model.gradient_checkpointing_disable()
         run.model.train(was)
         run.optimizer.zero_grad()
         if run.config.tracker != "none":
@@ -185,6 +182,8 @@ def _steps(run: _Run, shown: Steps, on_step: Callable[[Step], None] | None) -> s
         last = step == config.max_steps
         due = bool(run.validation) and (last or (config.eval_every > 0 and step % config.eval_every == 0))
         validation_loss = _evaluate(run, step) if due else None
+        if validation_loss is not None:
+            _keep_best(run, step, validation_loss)
         if due or last or step % max(1, config.max_steps // CURVE_POINTS) == 0:
             _point(run, step, validation_loss)
         shown.update(step, loss, run.tokens)
@@ -245,7 +244,7 @@ def _checked_norm(run: _Run, step: int, rows: list[Example]) -> float:
 
 @torch.no_grad()
 def _evaluate(run: _Run, step: int) -> float:
-    """Mean loss a supervised token over the validation examples; keeps a copy of the tensors if it is the best so far."""
+    """Mean loss a supervised token over the validation examples."""
     total, count, size = 0.0, 0, run.config.batch_size
     run.model.eval()
     for i in range(0, len(run.validation), size):
@@ -255,10 +254,13 @@ def _evaluate(run: _Run, step: int) -> float:
         guards.finite_losses(losses, row_of, [example.row for example in part], f"validation after step {step}")
         total, count = total + float(losses.sum()), count + len(losses)
     run.model.train()
-    loss = total / max(count, 1)
+    return total / max(count, 1)
+
+
+def _keep_best(run: _Run, step: int, loss: float) -> None:
+    """With early stopping on, keep a copy of the tensors if they are the best so far."""
     if run.config.patience and (run.best is None or loss < run.best[0]):
         run.best = loss, step, {name: tensor.detach().clone() for name, tensor in run.named.items()}
-    return loss
 
 
 def _point(run: _Run, step: int, validation_loss: float | None) -> None:

@@ -1,0 +1,280 @@
+"""Training: the exact loss, the guards, early stopping, and what is left behind when a run is stopped."""
+
+import os
+import signal
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import BertConfig, BertLMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from graft import train as training
+from graft.data import Example, Row
+from graft.errors import TrainingError
+from graft.interrupt import Interrupt
+from graft.meter import PeakMemory
+from graft.progress import Steps, duration
+from graft.recipe import factor
+from graft.train import TrainConfig, train
+
+TOKENIZER = SimpleNamespace(pad_token_id=0, eos_token_id=1)
+SETUP = TrainConfig(learning_rate=1e-2, max_steps=6, batch_size=4, warmup=0.0)
+
+
+class Plain:
+    """A model some of whose own parameters are trained: what `train` asks of an adapted one."""
+
+    def __init__(self, model, part):
+        self.model = model
+        for name, value in model.named_parameters():
+            value.requires_grad_(part in name)
+
+    def parameters(self):
+        return [value for value in self.model.parameters() if value.requires_grad]
+
+    def values(self):
+        return [value.detach().clone() for value in self.parameters()]
+
+
+def llama(part="q_proj"):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
+    )
+    model = LlamaForCausalLM(config).eval()
+    return Plain(model, part)
+
+
+def examples(count=12, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    made = []
+    for number in range(count):
+        length = int(torch.randint(5, 14, (), generator=rng))
+        ids = tuple(torch.randint(2, 61, (length,), generator=rng).tolist())
+        start = int(torch.randint(1, length - 1, (), generator=rng))
+        made.append(Example(ids, start, Row(str(number), (), "", where=f"train.jsonl:{number + 1}")))
+    return made
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def run(adapted, config=SETUP, rows=None, validation=None, **kwargs):
+    return train(adapted, TOKENIZER, rows or examples(), validation, config, progress=False, **kwargs)
+
+
+def test_accumulation_is_one_large_batch_in_float64():
+    def trained(size, accum):
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 61}
+        config = BertConfig(**sizes, is_decoder=True, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        adapted = Plain(BertLMHeadModel(config).double(), "query")
+        result = run(adapted, replace(SETUP, batch_size=size, grad_accum=accum))
+        return adapted.values(), [point["train_loss"] for point in result.curve]
+
+    (large, losses), (small, accumulated) = trained(6, 1), trained(2, 3)
+    assert all(torch.allclose(x, y, rtol=0, atol=1e-12) for x, y in zip(large, small, strict=True))
+    assert losses == pytest.approx(accumulated, abs=1e-12)
+
+
+def test_the_loss_is_that_of_the_model():
+    adapted, rows = llama(), examples(4)
+    result = run(adapted, replace(SETUP, max_steps=1, learning_rate=1e-12), rows)
+    total, count = 0.0, 0
+    for example in rows:
+        ids = torch.tensor([example.ids])
+        with torch.no_grad():
+            log = adapted.model(ids).logits.log_softmax(-1)[0]
+        total -= sum(float(log[t - 1, example.ids[t]]) for t in range(example.supervised, len(example.ids)))
+        count += example.trained
+    assert result.curve[0]["train_loss"] == pytest.approx(total / count, rel=1e-5)
+
+
+def test_training_learns_and_reports():
+    adapted = llama("")
+    heard = []
+    result = run(adapted, replace(SETUP, max_steps=60, schedule="cosine"), on_step=heard.append)
+    assert heard[-1].loss < 0.7 * heard[0].loss
+    assert (result.steps, result.stopped, len(heard)) == (60, "max_steps", 60)
+    assert result.tokens == heard[-1].tokens
+    assert result.seconds_per_step > 0
+    assert result.tokens_per_second > 0
+    assert result.peak_memory_bytes > 0
+    assert not adapted.model.training
+    assert all(value.grad is None for value in adapted.parameters())
+
+
+def test_the_seed_decides_everything_and_the_callers_random_state_is_untouched():
+    results = []
+    for seed in (1, 1, 2):
+        adapted = llama()
+        torch.manual_seed(5)
+        run(adapted, replace(SETUP, seed=seed))
+        results.append((adapted.values(), torch.rand(1)))
+    assert same(results[0][0], results[1][0])
+    assert not same(results[0][0], results[2][0])
+    assert torch.equal(results[0][1], results[2][1])
+
+
+def test_checkpointing_changes_nothing():
+    plain, checkpointed = llama(), llama()
+    run(plain)
+    run(checkpointed, replace(SETUP, checkpointing=True))
+    assert all(torch.allclose(x, y, atol=1e-6) for x, y in zip(plain.values(), checkpointed.values(), strict=True))
+    assert not checkpointed.model.model.gradient_checkpointing
+    assert not checkpointed.model.get_input_embeddings()._forward_hooks
+
+
+def spoiled(monkeypatch, step, accum=1):
+    """From the given step on, the logits of the batch's second row are NaN."""
+    real, calls = training.logits_at, []
+
+    def logits_at(model, batch, mask):
+        calls.append(1)
+        logits = real(model, batch, mask)
+        bad = (mask.nonzero()[:, 0] == 1)[:, None] & torch.tensor(len(calls) > (step - 1) * accum)
+        return torch.where(bad, torch.nan, logits)
+
+    monkeypatch.setattr(training, "logits_at", logits_at)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_row(monkeypatch):
+    healthy = llama()
+    run(healthy, replace(SETUP, max_steps=2, schedule="constant"))
+    adapted, order = llama(), []
+    monkeypatch.setattr(training, "collate", lambda part, pad, real=training.collate: order.append(part) or real(part, pad))
+    spoiled(monkeypatch, step=3)
+    with pytest.raises(TrainingError, match=r"step 3: the loss is not finite") as caught:
+        run(adapted, replace(SETUP, schedule="constant"))
+    assert order[-1][1].row.where in str(caught.value)
+    assert order[-1][0].row.where + "," not in str(caught.value)
+    assert same(adapted.values(), healthy.values())
+    assert all(value.grad is None for value in adapted.parameters())
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step():
+    adapted = llama()
+    before = adapted.values()
+    adapted.parameters()[1].register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(TrainingError, match=r"step 1: the gradient is not finite at model\.layers\.1\.self_attn\.q_proj"):
+        run(adapted)
+    assert same(adapted.values(), before)
+
+
+def test_nothing_to_train_is_an_error():
+    with pytest.raises(TrainingError, match="no tensor of the model is trainable"):
+        run(llama("nothing"))
+    with pytest.raises(TrainingError, match="no training example"):
+        train(llama(), TOKENIZER, [], None, SETUP, progress=False)
+
+
+def test_a_batch_without_a_supervised_token_is_an_error():
+    rows = [replace(example, supervised=len(example.ids)) for example in examples()]
+    with pytest.raises(TrainingError, match=r"step 1: no token to learn in rows train\.jsonl:"):
+        run(llama(), rows=rows)
+
+
+def test_a_module_that_no_gradient_reaches_is_named():
+    adapted = llama()
+    adapted.model.model.layers[1].self_attn.q_proj.weight.register_hook(torch.zeros_like)
+    before = adapted.model.model.layers[0].self_attn.q_proj.weight.detach().clone()
+    with pytest.raises(TrainingError, match=r"no gradient reached model\.layers\.1\.self_attn\.q_proj in the first 2 steps"):
+        run(adapted)
+    assert not torch.equal(before, adapted.model.model.layers[0].self_attn.q_proj.weight)
+
+
+def test_early_stopping_puts_the_best_tensors_back(monkeypatch):
+    losses = iter([3.0, 1.0, 2.0, 2.5, 9.0])
+    seen = {}
+    adapted = llama()
+
+    def evaluate(run, step):
+        seen[step] = adapted.values()
+        return next(losses)
+
+    monkeypatch.setattr(training, "_evaluate", evaluate)
+    config = replace(SETUP, max_steps=50, eval_every=2, patience=2)
+    result = run(adapted, config, validation=examples(5, seed=1))
+    assert (result.stopped, result.steps, result.best_step, result.validation_loss) == ("early", 8, 4, 1.0)
+    assert same(adapted.values(), seen[4])
+    assert not same(seen[4], seen[8])
+
+
+def test_validation_loss_is_that_of_the_validation_rows():
+    adapted, rows = llama(), examples(5, seed=1)
+    result = run(adapted, replace(SETUP, batch_size=3, eval_every=3), validation=rows)
+    assert [point["step"] for point in result.curve if point["validation_loss"] is not None] == [3, 6]
+    again = run(adapted, replace(SETUP, max_steps=1, learning_rate=1e-12), rows, rows)
+    assert result.validation_loss == pytest.approx(again.validation_loss, rel=1e-5)
+
+
+def test_ctrl_c_waits_for_the_end_of_the_step():
+    reference, adapted = llama(), llama()
+    run(reference, replace(SETUP, max_steps=3, schedule="constant"))
+
+    def press(step):
+        if step.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match="before step 4"):
+        run(adapted, replace(SETUP, schedule="constant"), on_step=press)
+    assert same(adapted.values(), reference.values())
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_is_raised_at_once():
+    with Interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert interrupt.asked
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"max_steps": 0}, "max_steps"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"warmup": 1.0}, "warmup"),
+        ({"schedule": "step"}, "linear, cosine, constant"),
+        ({"patience": 2}, "patience needs eval_every"),
+    ],
+)
+def test_a_config_that_has_no_meaning_is_refused(change, match):
+    with pytest.raises(TrainingError, match=match):
+        TrainConfig(**change)
+
+
+def test_the_schedules():
+    config = TrainConfig(max_steps=10, warmup=0.2)
+    assert [factor(config, step) for step in (1, 2, 3, 10)] == pytest.approx([0.5, 1.0, 1.0, 0.125])
+    assert factor(replace(config, schedule="cosine"), 7) == pytest.approx(0.5)
+    assert factor(replace(config, schedule="constant"), 10) == 1.0
+
+
+def test_a_tensorboard_tracker_writes_and_an_unknown_one_is_refused(tmp_path):
+    pytest.importorskip("tensorboard")
+    run(llama(), replace(SETUP, max_steps=2, tracker="tensorboard", tracker_dir=str(tmp_path)))
+    assert list(tmp_path.rglob("events.out.tfevents*"))
+    with pytest.raises(TrainingError, match="nosuch"):
+        run(llama(), replace(SETUP, tracker="nosuch"))
+
+
+def test_peak_memory_sees_what_was_freed():
+    with PeakMemory(torch.device("cpu")) as quiet:
+        pass
+    with PeakMemory(torch.device("cpu")) as busy:
+        torch.ones(1 << 26).sum()
+    assert busy.bytes - quiet.bytes > 0.8 * (1 << 28)
+
+
+def test_progress_is_plain_lines_where_there_is_no_terminal(capsys):
+    with Steps(20, "lora") as shown:
+        for step in range(1, 21):
+            shown.update(step, 1.5, 10 * step)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 10
+    assert lines[-1].startswith("lora  step 20/20  loss 1.5  ")
+    assert [duration(value) for value in (42, 425, 7380)] == ["42 s", "7 min 5 s", "2 h 3 min"]
