@@ -35,6 +35,10 @@ class Base(Protocol):
         """[out], or None."""
 
     @property
+    def gain(self) -> float:
+        """What the module multiplies its product by (Gemma's embeddings do), 1 elsewhere."""
+
+    @property
     def row_norms_sq(self) -> Tensor:
         """Squared L2 norm of each row of the weight, [out], in master precision, computed once."""
 

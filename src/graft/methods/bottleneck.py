@@ -22,7 +22,8 @@ PLACES = {"houlsby": ("attention", "mlp"), "pfeiffer": ("mlp",), "parallel": ("m
 @dataclass(frozen=True)
 class Bottleneck:
     """A two-layer MLP beside or behind a sublayer. `placement`: houlsby (after attention and MLP), pfeiffer (after the MLP), parallel
-    (beside the MLP); `targets` overrides the sublayers."""
+    (beside the MLP); `targets` overrides the sublayers.
+    """
 
     size: int = 64
     act: str = "relu"

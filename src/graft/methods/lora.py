@@ -44,8 +44,8 @@ class LoRA:
         return low_rank(self, site, rng)
 
     def form(self, tensors: Tensors, base: Base) -> Affine:
-        """A and sB."""
-        return Affine(A=tensors["A"], B=tensors["B"] * scale(self), dropout=self.dropout)
+        """A and sB, with the gain of a module that scales its product."""
+        return Affine(A=tensors["A"], B=tensors["B"] * (scale(self) * base.gain), dropout=self.dropout)
 
 
 def check_rank(r: int, dropout: float, init_A: str) -> None:

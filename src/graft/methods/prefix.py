@@ -19,7 +19,7 @@ from graft.site import Site
 
 @dataclass(frozen=True)
 class Prefix:
-    """`init`: `random` (N(0, 0.02²)), `zero`, or `text` (the keys and values that the frozen model has for `text`)."""
+    """`init_kv`: `random` (N(0, 0.02²)), `zero`, or `text` (the keys and values that the frozen model has for `text`)."""
 
     n: int = 20
     mlp: int = 0

@@ -17,7 +17,7 @@ from graft.site import Site
 
 @dataclass(frozen=True)
 class Prompt:
-    """`init`: `random` (normal, with the spread of the model's own embeddings), `vocabulary` (random words'), or `text` (those of `text`)."""
+    """`init_embeds`: `random` (with the spread of the model's own), `vocabulary` (those of random tokens), or `text` (those of `text`)."""
 
     n: int = 20
     init_embeds: str = "vocabulary"

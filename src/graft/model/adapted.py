@@ -11,18 +11,16 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-from torch import Tensor
 
 from graft import adapter as adapters
 from graft import formats
 from graft.adapter import Adapter
-from graft.errors import AdapterError
 from graft.forms import Affine, VirtualTokens, why_unmergeable
 from graft.method import Finishing, Method, Tensors, makes
 from graft.model import families
-from graft.model.base import ModuleBase, cached, fingerprint, master_dtype
+from graft.model.base import ModuleBase, fingerprint, master_dtype
 from graft.model.routes import Routes
-from graft.model.slots import OWN, Slot, Station
+from graft.model.slots import OWN, Slot, Station, borrows
 from graft.model.virtual_tokens import Doorway
 from graft.model.wiring import Wiring
 from graft.site import Site
@@ -47,12 +45,10 @@ class Adapted:
         self.wiring, self.source = wiring, adapter
         self.model = wiring.model
         self.held: list[list[tuple[Station, Slot | Doorway]]] = []
-        self.prompt_memo: tuple[Any, Tensor] | None = None
         self.undo: object = None  # what a merge replaced
         for number, (method, tensors) in enumerate(adapter.parts):
             self.held.append([self.hold(number, method, site, values) for site, values in tensors.items()])
         wiring.follow()
-        wiring.tokens = self.tokens
         wiring.attach()
         self.routes = Routes(wiring)
 
@@ -60,15 +56,11 @@ class Adapted:
         """Give one part's tensors at one site their place."""
         adapters.check_shapes(method, site, values)
         base, dtype = ModuleBase(self.model, site), master_dtype(self.model)
-        if makes(method) is not VirtualTokens:
-            slot = self.wiring.slot_for(site)
-            return slot.hold(number, method, site, base, values, dtype), slot
-        if self.virtual() is not None:
-            raise AdapterError("an adapter can have one part with virtual tokens: a prefix or a prompt, not both")
-        door = self.wiring.door()
-        for name, value in values.items():
-            door.register_parameter(name, nn.Parameter(value.to(self.model.device, dtype).clone()))
-        return Station(method, site, base, {name: name for name in values}), door
+        if makes(method) is VirtualTokens:
+            door = self.wiring.door()
+            return door.hold(method, site, base, values, dtype), door
+        slot = self.wiring.slot_for(site, borrows=borrows(method, site, base, values))
+        return slot.hold(number, method, site, base, values, dtype), slot
 
     def detach(self) -> nn.Module:
         """Take everything off again; the model is what it was before, to the bit. Returns it."""
@@ -109,14 +101,14 @@ class Adapted:
     @property
     def context_positions(self) -> int:
         """Virtual tokens: positions of the model's context that the adapter takes."""
-        form = self.virtual()
+        form = None if self.wiring.doorway is None else self.wiring.doorway.live()
         if form is None:
             return 0
-        return form.kv.shape[2] if form.kv is not None else len(form.embeds) if form.embeds is not None else 0
+        return form.kv.shape[2] if form.kv is not None else 0 if form.embeds is None else len(form.embeds)
 
     @property
     def mergeable(self) -> str:
-        """ "" if the adapter can be merged into the base's weights, otherwise the reason why not."""
+        """The reason why the adapter cannot be merged into the base's weights; empty if it can."""
         for part in self.held:
             for station, holder in part:
                 form = station.method.form(station.tensors(holder), station.base)
@@ -126,40 +118,6 @@ class Adapted:
                 if reason:
                     return f"{station.method.kind} cannot be merged: {reason}"
         return ""
-
-    # virtual tokens
-
-    def virtual(self) -> VirtualTokens | None:
-        """The live virtual tokens, if the adapter has any."""
-        for part in self.held:
-            for station, holder in part:
-                form = station.method.form(station.tensors(holder), station.base) if isinstance(holder, Doorway) else None
-                if isinstance(form, VirtualTokens):
-                    return form
-        return None
-
-    def tokens(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """What enters before the next forward: kv [layers, 2, rows, heads, n, head dim], seen [rows, n], embeds [n, d]."""
-        if self.wiring.routing.slots is not None:
-            return (*self.routes.virtual(self.wiring.routing.slots), None)
-        form = self.virtual()
-        if form is None:
-            return None, None, None
-        if form.embeds is not None and (torch.is_grad_enabled() or not self.wiring.door().causal):
-            return None, None, form.embeds
-        kv = form.kv if form.kv is not None else self.prompt_kv(form.embeds)
-        return kv.transpose(2, 3)[:, :, None], None, None
-
-    def prompt_kv(self, embeds: Tensor | None) -> Tensor:
-        """A prompt [n, d] as the prefix it is to a causal model, computed once for each state of the trained tensors."""
-        if embeds is None:
-            raise AdapterError("virtual tokens with neither keys and values nor embeddings")
-        key = tuple((value.data_ptr(), value._version) for value in self.parameters())
-        if self.prompt_memo is None or self.prompt_memo[0] != key:
-            with self.wiring.door().shut():
-                weight = self.model.get_input_embeddings().weight
-                self.prompt_memo = key, cached(self.model, embeds=embeds.detach()[None].to(weight))
-        return self.prompt_memo[1]
 
     # several adapters
 

@@ -10,13 +10,17 @@ from typing import Any
 
 import torch
 import torch.nn as nn
+import transformers
+from packaging.version import parse
 from torch import Tensor
+from transformers import DynamicCache
 
 from graft.errors import TargetError
 from graft.kernels import nf4
 from graft.method import Tensors
 from graft.site import Site
 
+CACHE = "cache" if parse(transformers.__version__) >= parse("5.24") else "past_key_values"  # renamed there
 SAMPLES = 4096  # values of each weight that enter the fingerprint
 
 
@@ -62,6 +66,11 @@ class ModuleBase:
         return None if bias is None else self.own(bias.detach())
 
     @property
+    def gain(self) -> float:
+        """What the module multiplies its product by (Gemma's embeddings do), 1 elsewhere."""
+        return float(getattr(self.module, "embed_scale", 1.0))
+
+    @property
     def row_norms_sq(self) -> Tensor:
         """[out], computed once: the base is frozen."""
         if self.norms is None or self.norms.device != self.module.weight.device:
@@ -100,17 +109,18 @@ def cached(model: nn.Module, ids: Tensor | None = None, embeds: Tensor | None = 
     training = model.training
     model.eval()
     try:
-        out = model(input_ids=ids, inputs_embeds=embeds, use_cache=True)
+        # a cache made without the config keeps every position, also in layers with a sliding window
+        out = model(input_ids=ids, inputs_embeds=embeds, use_cache=True, **{CACHE: DynamicCache()})
     finally:
         model.train(training)
-    cache = out.get("cache") if "cache" in out else out.get("past_key_values")  # renamed in transformers 5.24
+    cache = out.get(CACHE)
     if cache is None:
         raise TargetError("this model keeps no keys and values: a prefix cannot start from text here")
     return torch.stack([torch.stack([layer.keys[0], layer.values[0]]).transpose(1, 2) for layer in cache.layers])
 
 
 def fingerprint(model: nn.Module) -> str:
-    """ "architecture:shapes:weights", 16 hex digits each; the weights by 4,096 evenly spaced values of each parameter.
+    """Architecture, shapes and weights, 16 hex digits each, joined by colons; the weights by 4,096 evenly spaced values of each.
 
     Values are rounded to bfloat16 first, so that one checkpoint has one fingerprint in every precision it is loaded in. Adapters
     attached to the model do not enter.

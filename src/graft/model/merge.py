@@ -88,9 +88,10 @@ def weights(adapted: Adapted, path: str, slot: Slot) -> dict[str, nn.Parameter]:
         weight = values.get("weight")
         matrix = None if weight is None or weight.dim() != 2 else (weight.t() if flipped else weight).to(master)
         bias = values.get("bias")
-        W, b = merged(form, matrix, None if bias is None else bias.to(master))
+        gain = float(getattr(module, "embed_scale", 1.0))
+        W, b = merged(form, matrix if matrix is None or gain == 1 else matrix * gain, None if bias is None else bias.to(master))
         if W is not None and not (form.c is None and form.A is None and form.i is None):
-            made["weight"] = W.t() if flipped else W
+            made["weight"] = (W.t() if flipped else W) / gain
         if b is not None:
             made["bias"] = b
     dtype = module_dtype(adapted.model, module)

@@ -15,8 +15,8 @@ from graft.adapter import Adapter
 from graft.errors import AdapterError
 from graft.forms import Affine, Replacement, VirtualTokens
 from graft.method import Tensors, makes
-from graft.model.base import ModuleBase, cached, master_dtype
-from graft.model.slots import Station, ordered
+from graft.model.base import ModuleBase, master_dtype
+from graft.model.slots import Station, borrows, ordered
 from graft.model.twin import shared, twin_of
 from graft.model.wiring import Wiring
 from graft.pack import Pack
@@ -33,7 +33,6 @@ class Routes:
         self.wiring = wiring
         self.model = wiring.model
         self.loaded: dict[str, Adapter] = {}
-        self.kv: dict[int, Tensor] = {}
         self.state: object = None
 
     def add(self, name: str, adapter: Adapter) -> None:
@@ -63,8 +62,8 @@ class Routes:
         """Compute every adapter's forms and fill packs that just hold them."""
         chosen = [self.stations(adapter) for adapter in everyone]
         for here in [here for paths in chosen for here in paths.values()]:
-            for station, _ in here:
-                self.wiring.slot_for(station.site)
+            for station, tensors in here:
+                self.wiring.slot_for(station.site, borrows=borrows(station.method, station.site, station.base, tensors))
         twins = [self.twins(paths) for paths in chosen]
         plans = [self.plan(paths) for paths in chosen]
         for path in {path for number in twins for path in number} | set(self.wiring.slots):
@@ -73,11 +72,10 @@ class Routes:
             packs = self.packs(path, [plan.get(path, []) for plan in plans])
             for number, (plan, made) in enumerate(zip(plans, twins, strict=True), 1):
                 slot.load(number, plan.get(path, []), made.get(path), packs)
-        self.kv = {}
-        for number, adapter in enumerate(everyone, 1):
-            kv = self.keys_values(number, adapter)
-            if kv is not None:
-                self.kv[number] = kv
+        found = {number: self.keys_values(number, adapter) for number, adapter in enumerate(everyone, 1)}
+        virtual = {number: kv for number, kv in found.items() if kv is not None}
+        if virtual or self.wiring.doorway is not None:
+            self.wiring.door().routed = virtual
 
     def stations(self, adapter: Adapter) -> Stations:
         """An adapter's stations and tensors (in master precision) by module, virtual tokens left out."""
@@ -137,28 +135,12 @@ class Routes:
 
     def prompt(self, number: int, embeds: Tensor) -> Tensor:
         """The keys and values of a prompt [n, d] under slot `number`: [layers, 2, n, heads, head dim]."""
-        routing, weight = self.wiring.routing, self.model.get_input_embeddings().weight
-        before, routing.slots = routing.slots, torch.tensor([number], device=weight.device)
+        routing = self.wiring.routing
+        before, routing.slots = routing.slots, torch.tensor([number], device=self.model.device)
         try:
-            with self.wiring.door().shut():
-                return cached(self.model, embeds=embeds[None].to(weight))
+            return self.wiring.door().computed(self.model, embeds)
         finally:
             routing.slots = before
-
-    def virtual(self, slots: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """kv [layers, 2, rows, heads, n, head dim] and seen [rows, n] for rows in `slots`, short prefixes padded on the left."""
-        rows = [self.kv.get(int(slot)) for slot in slots]
-        longest = max((kv for kv in rows if kv is not None), key=lambda kv: kv.shape[3], default=None)
-        if longest is None:
-            return None, None
-        n = longest.shape[3]
-        kv = torch.stack([torch.zeros_like(longest)] * len(rows), 2)
-        seen = torch.zeros(len(rows), n, dtype=torch.bool, device=longest.device)
-        for number, own in enumerate(rows):
-            if own is not None:
-                kv[:, :, number, :, n - own.shape[3] :] = own
-                seen[number, n - own.shape[3] :] = True
-        return kv, seen
 
 
 def size(forms: list[Affine], *names: str, dim: int = 0) -> int:

@@ -65,6 +65,12 @@ class Station:
         return Y if form.reads == "y" else self.site.reads or OWN
 
 
+def borrows(method: Method, site: Site, base: ModuleBase, tensors: Tensors) -> bool:
+    """Whether the method reads at this site the input of another module."""
+    form = method.form(tensors, base) if site.reads and makes(method) is Affine else None
+    return isinstance(form, Affine) and form.reads == "x"
+
+
 class Slot(nn.Module):
     """The child `graft` of one module."""
 
@@ -115,7 +121,7 @@ class Slot(nn.Module):
         if self.lends is not None:
             self.lends.x = x
         if self.routing.slots is not None:
-            return self.routed(inner, x, args, kwargs, slots_of(self.routing.slots, leading(x)))
+            return self.routed(inner, x, args, kwargs, self.routing.slots)
         twin = getattr(self, "twin", None)
         forms = self.live()
         if forms and forms[0][0] == OWN and forms[0][1].i is not None:
@@ -131,16 +137,17 @@ class Slot(nn.Module):
         """The tensor that a form reads beside y."""
         return self.cells[source].take() if source in self.cells else x
 
-    def routed(self, inner: Callable[..., Any], x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], s: Tensor) -> Any:
+    def routed(self, inner: Callable[..., Any], x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], slots: Tensor) -> Any:
         """The same for rows of different adapters, their forms in packs."""
-        if OWN in self.packs and self.packs[OWN].has("i"):
-            x = self.packs[OWN].scaled(s, x)
-            args, kwargs = with_input(x, args, kwargs)
+        x = for_rows(x, len(slots))  # position embeddings are looked up once for all rows
+        s = slots_of(slots, leading(x))
+        if keyed(OWN) in self.packs:
+            x = self.packs[keyed(OWN)].scaled(s, x)
+        args, kwargs = with_input(x, args, kwargs)
         out = inner(*args, **kwargs)
-        y = first(out)
+        y = for_rows(first(out), len(slots))
         for slot, twin in self.routed_twins.items():
-            mask = (s == slot).reshape(*s.shape, *[1] * (y.dim() - s.dim()))
-            y = torch.where(mask, first(twin(*args, **kwargs)), y)
+            y = torch.where(slots_of(slots == slot, y.shape[:-1])[..., None], first(twin(*args, **kwargs)), y)
         for key, pack in self.packs.items():
             source = unkeyed(key)
             y = pack(s, y if source == Y else self.read(source, x), y)
@@ -192,6 +199,11 @@ def unkeyed(key: str) -> str:
 def leading(x: Tensor) -> torch.Size:
     """The leading shape of a module's input: all of ids, all but the last dimension of activations."""
     return x.shape[:-1] if x.is_floating_point() else x.shape
+
+
+def for_rows(x: Tensor, rows: int) -> Tensor:
+    """A tensor that all rows share [1, ...] as one for each [rows, ...]; any other as it is."""
+    return x.expand(rows, *x.shape[1:]) if x.shape[0] == 1 < rows else x
 
 
 def first(out: Any) -> Tensor:

@@ -4,33 +4,49 @@ A prefix enters through transformers' attention-function and mask registries: th
 put the keys and values that a root pre-hook left on each attention module before the text's own. No cache object is touched, so
 every cache, beams and gradient checkpointing work. A prompt in training is n dummy positions whose embedding output is overwritten;
 on a causal model without gradients it is served as a prefix, its keys and values computed once.
-Positions: the text's are cumsum(mask) - 1 + n, whatever the padding.
+Positions: the text's are cumsum(mask) - 1 + n, whatever the padding. Virtual tokens are positions like any other: they stand between
+the padding and the text, and a layer with a sliding window sees those in its window.
 """
 
 import inspect
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from graft.errors import AdapterError
+from graft.forms import VirtualTokens
+from graft.method import Method, Tensors
+from graft.model.base import ModuleBase, cached
 from graft.model.families import attention_modules
+from graft.model.slots import Routing, Station
+from graft.site import Site
 
 MASKS = {"sdpa": sdpa_mask, "eager": eager_mask}
 
 
 class Held:
-    """What an attention module's prefix is in this forward: k, v [1 or B, kv heads, n, head dim]; seen [B, n] or None for all."""
+    """What an attention module's prefix is in this forward.
 
-    def __init__(self, k: Tensor, v: Tensor, seen: Tensor | None) -> None:
-        self.k, self.v, self.seen = k, v, seen
+    k, v [1 or B, kv heads, n, head dim]; seen [B, n] or None for all; where [1 or B, T], the text's positions, None on encoders.
+    """
+
+    def __init__(self, k: Tensor, v: Tensor, seen: Tensor | None, where: Tensor | None) -> None:
+        self.k, self.v, self.seen, self.where = k, v, seen, where
+
+    def visible(self, window: int | None) -> Tensor | None:
+        """Which prefix positions each text position sees, [1 or B, 1 or T, n]; None where all do."""
+        if window is None or self.where is None:
+            return None if self.seen is None else self.seen[:, None, :]
+        seen = torch.ones(1, self.k.shape[2], dtype=torch.bool, device=self.k.device) if self.seen is None else self.seen
+        own = seen.long().cumsum(1) - 1
+        return seen[:, None, :] & (self.where[:, :, None] - own[:, None, :] < window)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """A copied model starts without: these are a forward's, not the model's."""
@@ -47,7 +63,7 @@ def attend(name: str) -> Any:
             causal = name == "sdpa" and bool(kwargs.get("is_causal", getattr(module, "is_causal", True)))
             if attention_mask is None and causal and 1 < query.shape[2] < key.shape[2]:  # an empty static cache's tail
                 key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
-            attention_mask = extended(attention_mask, held, query, key, causal)
+            attention_mask = extended(attention_mask, held.visible(kwargs.get("sliding_window")), held.k.shape[2], query, key, causal)
             rows = key.shape[0]
             key = torch.cat([held.k.to(key.dtype).expand(rows, -1, -1, -1), key], 2)
             value = torch.cat([held.v.to(value.dtype).expand(rows, -1, -1, -1), value], 2)
@@ -56,16 +72,17 @@ def attend(name: str) -> Any:
     return function
 
 
-def extended(mask: Tensor | None, held: Held, query: Tensor, key: Tensor, causal: bool) -> Tensor | None:
+def extended(mask: Tensor | None, visible: Tensor | None, n: int, query: Tensor, key: Tensor, causal: bool) -> Tensor | None:
     """The text's mask (bool, or additive, or None) [B or 1, 1, T, S] with n columns for the prefix before it."""
-    rows, length, keys, n = query.shape[0], query.shape[2], key.shape[2], held.k.shape[2]
+    rows, length, keys = query.shape[0], query.shape[2], key.shape[2]
     if mask is None:
-        if held.seen is None and not (causal and length > 1):
+        if visible is None and not (causal and length > 1):
             return None
         mask = torch.ones(length, keys, dtype=torch.bool, device=key.device)
         mask = (mask.tril() if causal and length > 1 else mask)[None, None]
-    seen = torch.ones(1, n, dtype=torch.bool, device=key.device) if held.seen is None else held.seen
-    columns = seen[:, None, None, :].expand(rows, mask.shape[1], length, n)
+    if visible is None:
+        visible = torch.ones(1, 1, n, dtype=torch.bool, device=key.device)
+    columns = visible[:, None].expand(rows, mask.shape[1], length, n)
     if mask.dtype != torch.bool:
         columns = torch.zeros_like(columns, dtype=mask.dtype).masked_fill(~columns, torch.finfo(mask.dtype).min)
     return torch.cat([columns, mask.expand(rows, -1, -1, -1)], -1)
@@ -76,39 +93,100 @@ for registered, masks in MASKS.items():
     AttentionMaskInterface.register(f"graft_{registered}", masks)
 
 
+class Pending:
+    """A prompt on its way through the embeddings: embeds [n, d] and the columns' order [B or 1, n + T], or None."""
+
+    def __init__(self) -> None:
+        self.embeds: Tensor | None = None
+        self.order: Tensor | None = None
+
+    def length(self) -> int:
+        """n, or 0 without a prompt."""
+        return 0 if self.embeds is None else len(self.embeds)
+
+    def overwrite(self, out: Tensor) -> Tensor:
+        """The embeddings [B, n + T, d] with the prompt's where it stands."""
+        if self.embeds is None or self.order is None:
+            return out
+        padded = F.pad(self.embeds.to(out.dtype), (0, 0, 0, self.order.shape[1] - len(self.embeds)))
+        return torch.where((self.order < len(self.embeds))[..., None], padded[self.order], out)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Pending":
+        """A copied model starts without: this is a forward's, not the model's."""
+        return Pending()
+
+
 class Doorway(nn.Module):
     """The child `graft` of the root: holds virtual tokens' trained tensors, and lets virtual tokens in before each forward."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, routing: Routing) -> None:
         super().__init__()
+        self.routing = routing
+        self.station: Station | None = None
+        self.routed: dict[int, Tensor] = {}  # keys and values [layers, 2, heads, n, head dim] by slot
         self.causal = all(getattr(module, "is_causal", True) for module in attention_modules(model))
         self.open = True
-        self.pending: Tensor | None = None
-        self.length = 0
+        self.pending = Pending()
+        self.memo: tuple[Any, Tensor] | None = None
         self.handles: list[Any] = []
-        self.implementation = ""
-
-    def attach(self, model: nn.Module, tokens: Any) -> None:
-        """Hook the root and its embeddings; `tokens()` gives the current (kv, seen, embeds) before each forward.
-
-        Raises AdapterError where the model's attention cannot take a prefix.
-        """
         self.implementation = str(model.config._attn_implementation)
         if self.implementation not in MASKS or not getattr(model, "_supports_attention_backend", False):
             raise AdapterError(
                 f"virtual tokens need a model whose attention goes through transformers' registry as 'sdpa' or 'eager'; this "
                 f"{type(model).__name__} has {self.implementation!r}: load it with from_pretrained(..., attn_implementation='sdpa')"
             )
+
+    def hold(self, method: Method, site: Site, base: ModuleBase, tensors: Tensors, dtype: torch.dtype) -> Station:
+        """Register the live adapter's virtual tokens as parameters in `dtype`. Raises AdapterError if there are some already."""
+        if self.station is not None:
+            raise AdapterError("an adapter can have one part with virtual tokens: a prefix or a prompt, not both")
+        device = next(base.model.parameters()).device
+        for name, value in tensors.items():
+            self.register_parameter(name, nn.Parameter(value.to(device, dtype).clone()))
+        self.station = Station(method, site, base, {name: name for name in tensors})
+        return self.station
+
+    def live(self) -> VirtualTokens | None:
+        """The live adapter's virtual tokens."""
+        form = None if self.station is None else self.station.method.form(self.station.tensors(self), self.station.base)
+        return form if isinstance(form, VirtualTokens) else None
+
+    def tokens(self, model: nn.Module) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """What enters before the next forward: kv [layers, 2, rows, heads, n, head dim], seen [rows, n], embeds [n, d]."""
+        if self.routing.slots is not None:
+            return (*side_by_side([self.routed.get(int(slot)) for slot in self.routing.slots]), None)
+        form = self.live()
+        if form is None:
+            return None, None, None
+        if form.embeds is not None and (torch.is_grad_enabled() or not self.causal):
+            return None, None, form.embeds
+        kv = form.kv if form.embeds is None else self.prompt(model, form.embeds)
+        return None if kv is None else kv.transpose(2, 3)[:, :, None], None, None
+
+    def prompt(self, model: nn.Module, embeds: Tensor) -> Tensor:
+        """A prompt [n, d] as the prefix it is to a causal model, computed once for each state of the trained tensors."""
+        key = tuple((value.data_ptr(), value._version) for value in model.parameters() if value.requires_grad)
+        if self.memo is None or self.memo[0] != key:
+            self.memo = key, self.computed(model, embeds)
+        return self.memo[1]
+
+    def computed(self, model: nn.Module, embeds: Tensor) -> Tensor:
+        """The keys and values [layers, 2, n, heads, head dim] of a prompt [n, d] under the current routing."""
+        self.open = False
+        try:
+            return cached(model, embeds=embeds.detach()[None].to(model.get_input_embeddings().weight.dtype))
+        finally:
+            self.open = True
+
+    def attach(self, model: nn.Module) -> None:
+        """Hook the root and its embeddings. The hooks hold no state, so that a deep copy of the model runs on its own."""
         model.graft = self
-        names = list(inspect.signature(model.forward).parameters)
-
-        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-            return ((), self.enter(module, dict(zip(names, args, strict=False)) | kwargs, tokens)) if self.open else None
-
+        embeddings = model.get_input_embeddings()
+        embeddings.graft_pending = self.pending
         self.handles = [
-            model.register_forward_pre_hook(before, with_kwargs=True),
-            model.register_forward_hook(lambda module, args, out: self.leave(out)),
-            model.get_input_embeddings().register_forward_hook(lambda module, args, out: self.overwrite(out)),
+            model.register_forward_pre_hook(before_root, with_kwargs=True),
+            model.register_forward_hook(after_root),
+            embeddings.register_forward_hook(after_embeddings),
         ]
         set_attention(model, f"graft_{self.implementation}")
 
@@ -116,67 +194,90 @@ class Doorway(nn.Module):
         """Undo `attach`."""
         for handle in self.handles:
             handle.remove()
-        place(model, None, None)
+        place(model, None, None, None)
         set_attention(model, self.implementation)
-        del model.graft
+        del model.graft, model.get_input_embeddings().graft_pending
 
-    @contextmanager
-    def shut(self) -> Iterator[None]:
-        """No virtual token enters inside this block."""
-        self.open = False
-        try:
-            yield
-        finally:
-            self.open = True
-
-    def enter(self, model: nn.Module, call: dict[str, Any], tokens: Any) -> dict[str, Any]:
+    def enter(self, model: nn.Module, call: dict[str, Any]) -> dict[str, Any]:
         """Before a forward: leave keys and values on the attention modules, make room for embeddings, set positions."""
-        kv, seen, embeds = tokens()
+        kv, seen, embeds = self.tokens(model)
         text = call.get("input_ids") if call.get("input_ids") is not None else call["inputs_embeds"]
         rows = text.shape[0]
-        place(model, kv, seen, rows)
-        self.length, self.pending = 0, None
+        self.pending.embeds = None
         if kv is not None and self.causal:
             n = kv.shape[4] if seen is None else spread(seen, rows).sum(1, keepdim=True)
             call["position_ids"] = positions(call, text) + n
-        if embeds is not None:
-            self.pending, self.length = embeds, embeds.shape[0]
-            call = self.roomier(model, call, text, embeds)
-        return call
+        place(model, kv, seen, call.get("position_ids") if self.causal else None, rows)
+        return call if embeds is None else self.roomier(model, call, text, embeds)
 
     def roomier(self, model: nn.Module, call: dict[str, Any], text: Tensor, embeds: Tensor) -> dict[str, Any]:
-        """The call with n positions before the text in everything that has a column a token."""
+        """The call with n positions between the padding and the text, in everything that has a column a token."""
         rows, n = text.shape[0], embeds.shape[0]
-        place_ids = positions(call, text) if self.causal else None
+        cached_already = past(call) > 0
         fills = {"attention_mask": 1, "token_type_ids": 0, "labels": -100, "input_ids": dummy(model)}
-        if past(call):  # the prompt is in the cache already: only the mask has columns for it
-            fills, self.pending, self.length = {"attention_mask": 1}, None, 0
+        fills = {"attention_mask": 1} if cached_already else fills
+        where = positions(call, text) + n if self.causal else None
+        order = columns_in_order(call.get("attention_mask"), n, text.shape[1])
         for name, fill in fills.items():
             value = call.get(name)
             if value is not None and value.dim() == 2:
-                call[name] = torch.cat([value.new_full((rows, n), fill), value], 1)
-        if self.pending is None:
-            return call
-        if call.get("inputs_embeds") is not None:
-            call["inputs_embeds"] = torch.cat([embeds.to(text.dtype).expand(rows, -1, -1), text], 1)
-        if place_ids is not None:
-            own = torch.arange(n, device=text.device).expand(len(place_ids), n)
-            call["position_ids"] = torch.cat([own, place_ids + n], 1)
+                wider = torch.cat([value.new_full((rows, n), fill), value], 1)
+                call[name] = wider if cached_already else wider.gather(1, order.to(value.device).expand(rows, -1))
+        if where is not None:
+            own = torch.arange(n, device=text.device).expand(len(where), n)
+            order_all = order.expand(max(len(order), len(where)), -1)
+            whole = torch.cat([own, where], 1).expand(len(order_all), -1)
+            call["position_ids"] = where if cached_already else whole.gather(1, order_all)
+        if not cached_already:
+            self.pending.embeds, self.pending.order = embeds, order
+            if call.get("inputs_embeds") is not None:
+                wider = F.pad(text, (0, 0, n, 0)).gather(1, order.expand(rows, -1)[..., None].expand(-1, -1, text.shape[2]))
+                call["inputs_embeds"] = self.pending.overwrite(wider)
         return call
-
-    def overwrite(self, out: Tensor) -> Tensor:
-        """The embeddings [B, n + T, d] with the prompt's in the first n positions."""
-        if self.pending is None or out.shape[1] < self.length:
-            return out
-        return torch.cat([self.pending.to(out.dtype).expand(out.shape[0], -1, -1), out[:, self.length :]], 1)
 
     def leave(self, out: Any) -> Any:
         """After a forward: logits of the text alone."""
-        n, self.length, self.pending = self.length, 0, None
+        n, self.pending.embeds = self.pending.length(), None
         logits = out.get("logits") if n and self.causal and hasattr(out, "get") else None
         if logits is not None and logits.dim() == 3 and logits.shape[1] > n:
             out["logits"] = logits[:, n:]
         return out
+
+
+def before_root(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """The root's pre-hook; positional arguments are named by the signature."""
+    if not model.graft.open:
+        return None
+    named = dict(zip(inspect.signature(model.forward).parameters, args, strict=False))
+    return (), model.graft.enter(model, named | kwargs)
+
+
+def after_root(model: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
+    """The root's hook."""
+    return model.graft.leave(out) if model.graft.open else out
+
+
+def after_embeddings(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+    """The embeddings' hook."""
+    return module.graft_pending.overwrite(out)
+
+
+def side_by_side(rows: list[Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
+    """Each row's kv [layers, 2, heads, n, head dim] or None as kv [layers, 2, rows, heads, n, head dim] and seen [rows, n].
+
+    Shorter prefixes are padded on the left.
+    """
+    longest = max((kv for kv in rows if kv is not None), key=lambda kv: kv.shape[3], default=None)
+    if longest is None:
+        return None, None
+    n = longest.shape[3]
+    kv = torch.stack([torch.zeros_like(longest)] * len(rows), 2)
+    seen = torch.zeros(len(rows), n, dtype=torch.bool, device=longest.device)
+    for number, own in enumerate(rows):
+        if own is not None:
+            kv[:, :, number, :, n - own.shape[3] :] = own
+            seen[number, n - own.shape[3] :] = True
+    return kv, seen
 
 
 def set_attention(model: nn.Module, name: str) -> None:
@@ -187,14 +288,23 @@ def set_attention(model: nn.Module, name: str) -> None:
             config._attn_implementation = name
 
 
-def place(model: nn.Module, kv: Tensor | None, seen: Tensor | None, rows: int = 1) -> None:
+def columns_in_order(mask: Tensor | None, n: int, length: int) -> Tensor:
+    """The order [B or 1, n + T] of the columns [prompt, text] in which the prompt comes after each row's left padding."""
+    order = torch.arange(n + length, device=None if mask is None else mask.device)[None]
+    if mask is None or mask.dim() != 2:
+        return order
+    pads = (mask.long().cumsum(1) == 0).sum(1, keepdim=True)
+    return torch.where(order < pads, order + n, torch.where(order < pads + n, order - pads, order))
+
+
+def place(model: nn.Module, kv: Tensor | None, seen: Tensor | None, where: Tensor | None, rows: int = 1) -> None:
     """Leave kv [layers, 2, 1 or R, heads, n, head dim] and seen [R, n] (R dividing rows: beams) on the attention modules."""
     for number, module in enumerate(attention_modules(model)):
         if kv is None:
             module.graft_kv = None
         else:
             k, v = (spread(kv[number, j], rows) if kv.shape[2] > 1 else kv[number, j] for j in range(2))
-            module.graft_kv = Held(k, v, None if seen is None else spread(seen, rows))
+            module.graft_kv = Held(k, v, None if seen is None else spread(seen, rows), where)
 
 
 def spread(value: Tensor, rows: int) -> Tensor:

@@ -1,8 +1,5 @@
 """Wiring: the slots of a model's modules and its doorway, made where a site first needs them, attached and detached together."""
 
-from collections.abc import Callable
-from typing import Any
-
 import torch.nn as nn
 
 from graft.errors import AdapterError
@@ -14,7 +11,7 @@ from graft.site import Site
 
 
 class Wiring:
-    """What hangs in one model. `tokens` gives the virtual tokens of the next forward (see `Doorway.attach`)."""
+    """What hangs in one model."""
 
     def __init__(self, model: nn.Module) -> None:
         if any(name.rsplit(".", 1)[-1] == "graft" for name, _ in model.named_modules()):
@@ -23,7 +20,6 @@ class Wiring:
         self.routing = Routing()
         self.slots: dict[str, Slot] = {}
         self.doorway: Doorway | None = None
-        self.tokens: Callable[[], Any] = lambda: (None, None, None)
         self.attached = False
         self.trained = {name: value.requires_grad for name, value in model.named_parameters()}
 
@@ -36,10 +32,10 @@ class Wiring:
                 slots.attach(module, self.slots[path])
         return self.slots[path]
 
-    def slot_for(self, site: Site) -> Slot:
-        """The slot of a site, wired to the module whose input the site reads."""
+    def slot_for(self, site: Site, *, borrows: bool) -> Slot:
+        """The slot of a site, wired to the module whose input the site reads if its form borrows that."""
         made = self.slot(site.path)
-        if site.reads and site.reads not in made.cells:
+        if borrows and site.reads and site.reads not in made.cells:
             lender = self.slot(site.reads)
             lender.lends = lender.lends or Cell()
             made.cells[site.reads] = lender.lends
@@ -48,9 +44,9 @@ class Wiring:
     def door(self) -> Doorway:
         """The root's doorway for virtual tokens; made (and attached, if the rest is) when first needed."""
         if self.doorway is None:
-            self.doorway = Doorway(self.model)
+            self.doorway = Doorway(self.model, self.routing)
             if self.attached:
-                self.doorway.attach(self.model, self.tokens)
+                self.doorway.attach(self.model)
         return self.doorway
 
     def tied(self, path: str) -> list[str]:
@@ -75,7 +71,7 @@ class Wiring:
         for path, slot in self.slots.items():
             slots.attach(self.model.get_submodule(path), slot)
         if self.doorway is not None:
-            self.doorway.attach(self.model, self.tokens)
+            self.doorway.attach(self.model)
         self.attached = True
 
     def detach(self) -> None:

@@ -1,0 +1,110 @@
+"""Planted bugs: each is a change of one line that a careless edit could make. The laws must catch every one.
+
+    python scripts/mutate.py [NUMBER ...]
+
+Works on a copy of the sources; prints which law caught each bug, and exits with 1 if any survived.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BUGS = [
+    (
+        "virtual_tokens.py",
+        'call["position_ids"] = positions(call, text) + n',
+        'call["position_ids"] = positions(call, text)',
+        "prefix does not shift positions",
+    ),
+    (
+        "virtual_tokens.py",
+        "(mask.long().cumsum(1) - 1).clamp_min(0)",
+        "torch.arange(mask.shape[1])[None].expand_as(mask)",
+        "positions ignore the padding",
+    ),
+    ("pack.py", "h = h * (self.of == s[..., None])", "h = h", "columns of other adapters are not masked"),
+    (
+        "pack.py",
+        "h = self.activated(project(source, self.A) + self.a)\n            h = h * (self.of == s[..., None])",
+        "h = self.activated((project(source, self.A) + self.a) * (self.of == s[..., None]))",
+        "the mask comes before the activation",
+    ),
+    ("dora.py", "b = None if base.bias is None else (1 - c) * base.bias.to(c.dtype)", "b = None", "DoRA scales the base's bias"),
+    ("dora.py", "@torch.no_grad()\n", "", "DoRA's norm is differentiated"),
+    ("dora.py", "2 * cross", "cross", "DoRA's norm loses half of the cross term"),
+    (
+        "forms.py",
+        "scaled = None if bias is None else (bias if form.c is None else form.c * bias)",
+        "scaled = bias",
+        "a merge forgets to scale the bias",
+    ),
+    ("forms.py", "weight = weight if form.i is None else weight * form.i", "weight = weight", "a merge forgets the input's scale"),
+    ("lora.py", "(math.sqrt(method.r) if method.rslora else method.r)", "method.r", "rsLoRA scales as LoRA"),
+    (
+        "forms.py",
+        "return replace(form, c=spread(form.c, 1.0)",
+        "return replace(form, c=spread(form.c, 0.0)",
+        "rows outside a fused projection's own are zeroed",
+    ),
+    ("virtual_tokens.py", "return None if self.seen is None else self.seen[:, None, :]", "return None", "a row sees another row's prefix"),
+    ("virtual_tokens.py", "logits[:, n:]", "logits[:, :-n]", "a prompt's logits are trimmed at the wrong end"),
+    (
+        "merge.py",
+        "module._parameters[name] = value\n    for name, value in undo.config",
+        "module._parameters[name] = value and nn.Parameter(value + 0.0 * value, False)\n    for name, value in ()",
+        "unmerging leaves the config's flags",
+    ),
+    (
+        "families.py",
+        "Rows(k * dim, dim, kv, 3 * dim)",
+        "Rows(k * dim * kv, dim * kv)",
+        "interleaved projections are taken for consecutive ones",
+    ),
+]
+
+
+def caught(source: str, old: str, new: str) -> str:
+    """The first law that fails with the bug in place; empty if none does."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "graft"
+        shutil.copytree(ROOT / "src" / "graft", copy)
+        (file,) = [path for path in copy.rglob(source)]
+        text = file.read_text()
+        assert text.count(old) == 1, f"{source}: {old!r} occurs {text.count(old)} times: this planted bug needs mending"
+        file.write_text(text.replace(old, new))
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-x",
+            "-p",
+            "no:cacheprovider",
+            "-n",
+            "2",
+            "tests/test_laws.py",
+            "tests/test_parity.py",
+        ]
+        run = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": folder}, capture_output=True, text=True, check=False)
+        failed = [line for line in run.stdout.splitlines() if line.startswith("FAILED")]
+        return failed[0].removeprefix("FAILED tests/")[:110] if failed else ""
+
+
+def main() -> int:
+    chosen = [int(word) for word in sys.argv[1:]] or range(1, len(BUGS) + 1)
+    survived = 0
+    for number in chosen:
+        source, old, new, what = BUGS[number - 1]
+        law = caught(source, old, new)
+        survived += not law
+        print(f"{number:2} {'caught' if law else 'SURVIVED'}  {what}\n   {law}", flush=True)
+    print(f"{len(list(chosen)) - survived} caught, {survived} survived")
+    return 1 if survived else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

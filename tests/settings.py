@@ -1,0 +1,34 @@
+"""The settings that the laws are checked on: every method, and the choices that change its mathematics. A new method adds a line."""
+
+from graft import IA3, BiasOnly, Bottleneck, DoRA, LoRA, Prefix, Prompt, Selective
+
+SETTINGS = {
+    "lora": [LoRA(r=3, alpha=5.0)],
+    "rslora": [LoRA(r=4, rslora=True, init_A="gaussian")],
+    "lora_rows": [LoRA(r=2, targets=("query", "value"))],
+    "lora_embedding": [LoRA(r=2, targets=("embedding",))],
+    "dora": [DoRA(r=3, alpha=5.0)],
+    "dora_rows": [DoRA(r=2, targets=("key",))],
+    "ia3": [IA3()],
+    "houlsby": [Bottleneck(size=5)],
+    "pfeiffer": [Bottleneck(size=4, act="gelu", placement="pfeiffer", scale=2.0)],
+    "parallel": [Bottleneck(size=4, act="silu", placement="parallel", scale=4.0)],
+    "block": [Bottleneck(size=3, act="gelu", targets=("block",))],
+    "bias": [BiasOnly(add=True)],
+    "last": [Selective("last", k=1)],
+    "norm": [Selective("norm")],
+    "head": [Selective("head")],
+    "full": [Selective("full")],
+    "prefix": [Prefix(n=4)],
+    "prefix_mlp": [Prefix(n=3, mlp=6)],
+    "prompt": [Prompt(n=5, init_embeds="random")],
+    "lora+bias": [LoRA(r=3), BiasOnly(add=True)],
+    "lora+head": [LoRA(r=2), Selective("head")],
+    "ia3+lora": [IA3(), LoRA(r=2, targets=("value", "down"))],
+    "prefix+lora": [Prefix(n=2), LoRA(r=2)],
+    "prompt+lora": [Prompt(n=2), LoRA(r=2)],
+}
+VIRTUAL = tuple(name for name in SETTINGS if name.startswith(("prefix", "prompt")))
+"""Settings that act on the context: no fresh adapter of theirs leaves the base as it is, and none merges."""
+WEIGHTS = tuple(name for name in SETTINGS if name not in VIRTUAL)
+MERGEABLE = tuple(name for name in WEIGHTS if name not in ("houlsby", "pfeiffer", "parallel", "block"))
