@@ -11,6 +11,7 @@ Absent fields are None, never a neutral tensor: only so is a fresh adapter bit-i
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -66,7 +67,8 @@ Form = Affine | Replacement | VirtualTokens
 
 def cast(form: Affine, dtype: torch.dtype) -> Affine:
     """The form with every tensor in `dtype`: the one place where master precision becomes compute precision."""
-    return replace(form, **{name: value.to(dtype) for name, value in form.tensors().items()})
+    changed: dict[str, Any] = {name: value.to(dtype) for name, value in form.tensors().items()}
+    return replace(form, **changed)
 
 
 def run(form: Affine, x: Tensor, y: Tensor, *, training: bool = False) -> Tensor:

@@ -1,5 +1,6 @@
 """The list of methods. Adding one is its file and one line in `KINDS` (and one in `METHODS` if it has a name of its own)."""
 
+from dataclasses import fields
 from typing import Any
 
 from graft.errors import AdapterError
@@ -12,7 +13,11 @@ from graft.methods.prefix import Prefix
 from graft.methods.prompt import Prompt
 from graft.methods.selective import BiasOnly, Selective
 
+__all__ = ["IA3", "KINDS", "METHODS", "BiasOnly", "Bottleneck", "DoRA", "LoRA", "Prefix", "Prompt", "Selective", "from_config"]
+
 KINDS: dict[str, type] = {cls.kind: cls for cls in (LoRA, DoRA, Bottleneck, Prefix, Prompt, IA3, BiasOnly, Selective)}
+
+LARGEST = 2**53  # of a number in a config: beyond it, ints are no longer exact as floats
 
 METHODS: dict[str, Method] = {
     "lora": LoRA(),
@@ -34,16 +39,18 @@ def from_config(config: dict[str, Any]) -> Method:
     cls = KINDS.get(str(values.pop("kind", "")))
     if cls is None:
         raise AdapterError(f"unknown method {config.get('kind')!r}: this version knows {', '.join(KINDS)}")
-    fields = cls.__dataclass_fields__  # type: ignore[attr-defined]
+    types = {field.name: field.type for field in fields(cls)}
     for name, value in values.items():
-        if name not in fields:
-            raise AdapterError(f"{cls.kind}: unknown key {name!r}: it has {', '.join(fields)}")  # type: ignore[attr-defined]
-        values[name] = checked(f"{config['kind']}.{name}", value, fields[name].type)
+        if name not in types:
+            raise AdapterError(f"{config['kind']}: unknown key {name!r}: it has {', '.join(types)}")
+        values[name] = checked(f"{config['kind']}.{name}", value, types[name])
     return cls(**values)  # type: ignore[no-any-return]
 
 
-def checked(name: str, value: Any, kind: type) -> Any:
-    """`value` if it is of the field's type (a list stands for a tuple, an int for a float)."""
+def checked(name: str, value: Any, kind: Any) -> Any:
+    """`value` if it is of the field's type (a list stands for a tuple, an int for a float) and, if a number, one that can be used."""
+    if isinstance(value, int | float) and not abs(value) < LARGEST:
+        raise AdapterError(f"{name} is not a number of a usable size")
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         value = tuple(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):

@@ -38,7 +38,7 @@ class IA3:
 
     def form(self, tensors: Tensors, base: Base) -> Affine:
         """c or i as they are."""
-        return Affine(**tensors)
+        return Affine(c=tensors.get("c"), i=tensors.get("i"))
 
     def scales_input(self, site: Site) -> bool:
         """Whether this site's scale is of its input."""

@@ -7,6 +7,7 @@ usual Llama names get Llama's roles; anything else is an error that says how to 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch.nn as nn
 
@@ -104,7 +105,7 @@ FAMILIES = {
 }
 
 
-def family_of(model: nn.Module) -> Family:
+def family_of(model: Any) -> Family:
     """The model's table, or Llama's where its modules bear Llama's names. Raises ModelError otherwise."""
     kind = str(model.config.model_type)
     if kind in FAMILIES:
@@ -118,7 +119,7 @@ def family_of(model: nn.Module) -> Family:
     )
 
 
-def layer_names(model: nn.Module) -> Iterator[str]:
+def layer_names(model: Any) -> Iterator[str]:
     """The names of modules inside layers, from the layer's number on: "0.mlp.up_proj"."""
     for name, _ in model.named_modules():
         found = LAYER.search(name)
@@ -126,7 +127,7 @@ def layer_names(model: nn.Module) -> Iterator[str]:
             yield f"{found[1]}.{name[found.end() + 1 :]}"
 
 
-def sites(model: nn.Module) -> list[Site]:
+def sites(model: Any) -> list[Site]:
     """Every site of the model, in its own order; the cache, of which there is one, comes last."""
     family = family_of(model)
     found: list[Site] = []
@@ -134,12 +135,14 @@ def sites(model: nn.Module) -> list[Site]:
     layers = max(numbers, default=-1) + 1
     gated = any(ending.endswith(("gate_proj", "gate_up_proj")) for ending in layer_names(model))
     for path, module in model.named_modules():
+        if "graft" in path.split("."):  # an attached adapter is no part of the model
+            continue
         found += module_sites(path, module, family, layers, gated)
         found += sublayer_sites(path, model, family, layers, gated)
     return [split for site in found for split in (site, *row_sites(site, model, family))] + cache_sites(model, family, layers)
 
 
-def module_sites(path: str, module: nn.Module, family: Family, layers: int, gated: bool) -> list[Site]:
+def module_sites(path: str, module: Any, family: Family, layers: int, gated: bool) -> list[Site]:
     """The site of a module with parameters of its own, if it has any."""
     own = tuple((name, logical_shape(value)) for name, value in module.named_parameters(recurse=False))
     if not own:
@@ -160,7 +163,7 @@ def place(path: str) -> tuple[int | None, str]:
     return (int(found[1]), path[found.end() + 1 :]) if found else (None, path)
 
 
-def role_of(ending: str, module: nn.Module, layer: int | None, family: Family, weight: tuple[int, ...]) -> str:
+def role_of(ending: str, module: Any, layer: int | None, family: Family, weight: tuple[int, ...]) -> str:
     """What a module with parameters is."""
     if layer is not None and ending in family.linear:
         return family.linear[ending]
@@ -178,7 +181,7 @@ def logical_shape(value: nn.Parameter) -> tuple[int, ...]:
     return tuple(value.shape) if state is None else tuple(state.shape)
 
 
-def sublayer_sites(path: str, model: nn.Module, family: Family, layers: int, gated: bool) -> list[Site]:
+def sublayer_sites(path: str, model: Any, family: Family, layers: int, gated: bool) -> list[Site]:
     """Attention, MLP and block of a layer, if `path` is one."""
     layer, ending = place(path)
     if layer is None or ending:
@@ -191,7 +194,7 @@ def sublayer_sites(path: str, model: nn.Module, family: Family, layers: int, gat
     return made
 
 
-def row_sites(site: Site, model: nn.Module, family: Family) -> list[Site]:
+def row_sites(site: Site, model: Any, family: Family) -> list[Site]:
     """The projections inside a fused one."""
     if site.role == "gate_up":
         half = site.outputs // 2
@@ -223,20 +226,20 @@ def row_sites(site: Site, model: nn.Module, family: Family) -> list[Site]:
     ]
 
 
-def heads(model: nn.Module) -> tuple[int, int]:
+def heads(model: Any) -> tuple[int, int]:
     """(key-value heads, head dimension)."""
     config = model.config
     count = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
     return count, int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
-def attention_modules(model: nn.Module) -> list[nn.Module]:
+def attention_modules(model: Any) -> list[Any]:
     """The attention module of each layer, in order."""
     ending = family_of(model).attention
     return [module for path, module in model.named_modules() if place(path)[0] is not None and place(path)[1] == ending]
 
 
-def cache_sites(model: nn.Module, family: Family, layers: int) -> list[Site]:
+def cache_sites(model: Any, family: Family, layers: int) -> list[Site]:
     """The one site of a model's keys and values."""
     width = int(model.config.hidden_size)
     return [Site("", "cache", None, layers, width, width, heads=heads(model))]

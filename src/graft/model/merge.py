@@ -26,13 +26,13 @@ BIAS_FLAGS = {"attention_bias": ("query", "key", "value", "qkv", "attention_out"
 class Undo:
     """What a merge replaced: parameters by (module, name), whole modules by path, config values by name."""
 
-    parameters: list[tuple[nn.Module, str, nn.Parameter | None]] = field(default_factory=list)
+    parameters: list[tuple[nn.Module, str, Any]] = field(default_factory=list)
     modules: list[tuple[str, nn.Module]] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
 
 
 @torch.no_grad()
-def merge(adapted: Adapted) -> nn.Module:
+def merge(adapted: Adapted) -> Any:
     """Fold the live adapter into the model's weights and take the adapter off. Returns the model, a plain transformers one.
 
     Raises AdapterError, before anything is changed, where the adapter cannot be merged.
@@ -77,7 +77,7 @@ def unmerge(adapted: Adapted) -> Adapted:
 
 def weights(adapted: Adapted, path: str, slot: Slot) -> dict[str, nn.Parameter]:
     """A module's new parameters, in its own layout and dtype: the twin's, with the affine form folded in."""
-    module = adapted.model.get_submodule(path)
+    module: Any = adapted.model.get_submodule(path)
     master = master_dtype(adapted.model)
     twin = getattr(slot, "twin", None)
     own = module.named_parameters(recurse=False) if twin is None else twin.named_parameters()
@@ -108,14 +108,15 @@ def embeds(slot: Slot) -> bool:
     return any(station.site.role == "embedding" for station in slot.stations)
 
 
-def module_dtype(model: nn.Module, module: nn.Module) -> torch.dtype:
+def module_dtype(model: Any, module: Any) -> torch.dtype:
     """The dtype that merged parameters are rounded to: the module's own, or that of the embeddings where it is stored in 4 bits."""
     own = next((value for value in module.parameters(recurse=False) if value.is_floating_point()), None)
     packed = any(nf4.is_packed(value) for value in module.parameters(recurse=False))
-    return model.get_input_embeddings().weight.dtype if packed or own is None else own.dtype
+    dtype: torch.dtype = model.get_input_embeddings().weight.dtype if packed or own is None else own.dtype
+    return dtype
 
 
-def put(model: nn.Module, path: str, parameters: dict[str, nn.Parameter], undo: Undo) -> None:
+def put(model: Any, path: str, parameters: dict[str, Any], undo: Undo) -> None:
     """Exchange a module's parameters, in every module tied to it if it is trained as a whole; a 4-bit module is exchanged itself."""
     module = model.get_submodule(path)
     if parameters and nf4.is_packed(getattr(module, "weight", None)):
@@ -131,7 +132,7 @@ def put(model: nn.Module, path: str, parameters: dict[str, nn.Parameter], undo: 
         module._parameters[name] = value
 
 
-def is_tied(model: nn.Module) -> bool:
+def is_tied(model: Any) -> bool:
     """Whether the head's weight is the input embeddings' own."""
     head = model.get_output_embeddings()
     return head is not None and head.weight is model.get_input_embeddings().weight

@@ -74,7 +74,7 @@ def borrows(method: Method, site: Site, base: ModuleBase, tensors: Tensors) -> b
 class Slot(nn.Module):
     """The child `graft` of one module."""
 
-    def __init__(self, module: nn.Module, routing: Routing) -> None:
+    def __init__(self, module: Any, routing: Routing) -> None:
         super().__init__()
         self.routing = routing
         self.outputs = getattr(module, "out_features", getattr(module, "nf", 0))
@@ -141,8 +141,9 @@ class Slot(nn.Module):
         """The same for rows of different adapters, their forms in packs."""
         x = for_rows(x, len(slots))  # position embeddings are looked up once for all rows
         s = slots_of(slots, leading(x))
-        if keyed(OWN) in self.packs:
-            x = self.packs[keyed(OWN)].scaled(s, x)
+        packs: Any = self.packs
+        if keyed(OWN) in packs:
+            x = packs[keyed(OWN)].scaled(s, x)
         args, kwargs = with_input(x, args, kwargs)
         out = inner(*args, **kwargs)
         y = for_rows(first(out), len(slots))
@@ -158,9 +159,8 @@ class Slot(nn.Module):
         if twin is not None:
             self.routed_twins[number] = twin
         for source, form in forms:
-            if keyed(source) not in self.packs:
-                self.packs[keyed(source)] = capacity[source]
-            self.packs[keyed(source)].load(number, form)
+            self.packs[keyed(source)] = capacity[source]
+            capacity[source].load(number, form)
 
     def unload(self) -> None:
         """Drop all packs and routed twins."""
@@ -208,7 +208,8 @@ def for_rows(x: Tensor, rows: int) -> Tensor:
 
 def first(out: Any) -> Tensor:
     """A module's output proper, the first of a tuple."""
-    return out[0] if isinstance(out, tuple) else out
+    y: Tensor = out[0] if isinstance(out, tuple) else out
+    return y
 
 
 def with_output(y: Tensor, out: Any) -> Any:
@@ -223,19 +224,19 @@ def with_input(x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tupl
     return args, kwargs | {next(iter(kwargs)): x}
 
 
-def overridden(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def overridden(self: Any, *args: Any, **kwargs: Any) -> Any:
     """The instance-level forward of a module that has a slot."""
     return self.graft(self.graft_inner, args, kwargs)
 
 
-def attach(module: nn.Module, slot: Slot) -> None:
+def attach(module: Any, slot: Slot) -> None:
     """Make `slot` the module's child `graft` and run the module through it."""
     module.graft_inner = module.forward
     module.graft = slot
     module.forward = MethodType(overridden, module)
 
 
-def detach(module: nn.Module) -> None:
+def detach(module: Any) -> None:
     """Undo `attach`: the instance's own forward, if it had one (accelerate, a 4-bit product), is put back."""
     inner = module.graft_inner
     del module.graft, module.graft_inner, module.forward

@@ -3,14 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
 from graft.errors import ModelError
 
 
-def logits_at(model: nn.Module, batch: Mapping[str, Tensor], mask: Tensor) -> Tensor:
+def logits_at(model: Any, batch: Mapping[str, Tensor], mask: Tensor) -> Tensor:
     """Logits [N, vocabulary] at the N positions where `mask` [B, T] is true, in row order, of a causal model.
 
     `batch` holds the forward's arguments (labels, if any, are left out). The hidden states are picked before the head runs, so that
@@ -20,7 +19,7 @@ def logits_at(model: nn.Module, batch: Mapping[str, Tensor], mask: Tensor) -> Te
     if head is None:
         raise ModelError(f"{type(model).__name__} has no language-model head: load it with AutoModelForCausalLM")
 
-    def pick(module: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
+    def pick(module: Any, args: tuple[Any, ...]) -> tuple[Tensor]:
         hidden = args[0]
         extra = hidden.shape[1] - mask.shape[1]
         return (hidden[F.pad(mask, (extra, 0))],)

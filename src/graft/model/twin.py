@@ -6,7 +6,6 @@ dtype, so that the module's own forward (a scaled embedding's, a norm's) runs un
 
 import copy
 from collections import OrderedDict
-from functools import cache
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from graft.kernels import nf4
 
 
-def twin_of(module: nn.Module, tensors: dict[str, Tensor], dtype: torch.dtype) -> nn.Module:
+def twin_of(module: Any, tensors: dict[str, Tensor], dtype: torch.dtype) -> Any:
     """The module's twin with `tensors` (named and laid out as its parameters) as parameters in `dtype`.
 
     A 4-bit linear map gets a dense twin that computes in the dtype of its dequantised weight.
@@ -30,7 +29,7 @@ def twin_of(module: nn.Module, tensors: dict[str, Tensor], dtype: torch.dtype) -
     return shell
 
 
-def shared(module: nn.Module, twin: nn.Module) -> nn.Module:
+def shared(module: Any, twin: Any) -> Any:
     """A twin of `module` that shares another twin's parameters: what a tied module follows."""
     shell = emptied(module)
     shell.compute = twin.compute
@@ -39,7 +38,7 @@ def shared(module: nn.Module, twin: nn.Module) -> nn.Module:
     return shell
 
 
-def emptied(module: nn.Module) -> nn.Module:
+def emptied(module: Any) -> Any:
     """A shallow copy of a module without parameters, children, hooks or an instance's forward."""
     shell = copy.copy(module)
     fresh: dict[str, Any] = {
@@ -58,8 +57,7 @@ def dense_shell(module: Any) -> nn.Module:
     return nn.Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
 
 
-@cache
-def twin_class(cls: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
+def twin_class(cls: Any, names: tuple[str, ...]) -> Any:
     """The subclass whose parameters `names` read in the compute dtype."""
 
     def reader(name: str) -> property:

@@ -56,7 +56,7 @@ class Held:
 def attend(name: str) -> Any:
     """The attention function that puts the module's prefix before the text and calls transformers' own `name`."""
 
-    def function(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> Any:
+    def function(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> Any:
         inner = sdpa_attention_forward if name == "sdpa" else sys.modules[type(module).__module__].eager_attention_forward
         held: Held | None = getattr(module, "graft_kv", None)
         if held is not None:
@@ -119,12 +119,13 @@ class Pending:
 class Doorway(nn.Module):
     """The child `graft` of the root: holds virtual tokens' trained tensors, and lets virtual tokens in before each forward."""
 
-    def __init__(self, model: nn.Module, routing: Routing) -> None:
+    def __init__(self, model: Any, routing: Routing) -> None:
         super().__init__()
         self.routing = routing
         self.station: Station | None = None
         self.routed: dict[int, Tensor] = {}  # keys and values [layers, 2, heads, n, head dim] by slot
-        self.causal = all(getattr(module, "is_causal", True) for module in attention_modules(model))
+        self.attention = attention_modules(model)
+        self.causal = all(getattr(module, "is_causal", True) for module in self.attention)
         self.open = True
         self.pending = Pending()
         self.memo: tuple[Any, Tensor] | None = None
@@ -151,7 +152,7 @@ class Doorway(nn.Module):
         form = None if self.station is None else self.station.method.form(self.station.tensors(self), self.station.base)
         return form if isinstance(form, VirtualTokens) else None
 
-    def tokens(self, model: nn.Module) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def tokens(self, model: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """What enters before the next forward: kv [layers, 2, rows, heads, n, head dim], seen [rows, n], embeds [n, d]."""
         if self.routing.slots is not None:
             return (*side_by_side([self.routed.get(int(slot)) for slot in self.routing.slots]), None)
@@ -163,14 +164,14 @@ class Doorway(nn.Module):
         kv = form.kv if form.embeds is None else self.prompt(model, form.embeds)
         return None if kv is None else kv.transpose(2, 3)[:, :, None], None, None
 
-    def prompt(self, model: nn.Module, embeds: Tensor) -> Tensor:
+    def prompt(self, model: Any, embeds: Tensor) -> Tensor:
         """A prompt [n, d] as the prefix it is to a causal model, computed once for each state of the trained tensors."""
         key = tuple((value.data_ptr(), value._version) for value in model.parameters() if value.requires_grad)
         if self.memo is None or self.memo[0] != key:
             self.memo = key, self.computed(model, embeds)
         return self.memo[1]
 
-    def computed(self, model: nn.Module, embeds: Tensor) -> Tensor:
+    def computed(self, model: Any, embeds: Tensor) -> Tensor:
         """The keys and values [layers, 2, n, heads, head dim] of a prompt [n, d] under the current routing."""
         self.open = False
         try:
@@ -178,7 +179,7 @@ class Doorway(nn.Module):
         finally:
             self.open = True
 
-    def attach(self, model: nn.Module) -> None:
+    def attach(self, model: Any) -> None:
         """Hook the root and its embeddings. The hooks hold no state, so that a deep copy of the model runs on its own."""
         model.graft = self
         embeddings = model.get_input_embeddings()
@@ -190,27 +191,27 @@ class Doorway(nn.Module):
         ]
         set_attention(model, f"graft_{self.implementation}")
 
-    def detach(self, model: nn.Module) -> None:
+    def detach(self, model: Any) -> None:
         """Undo `attach`."""
         for handle in self.handles:
             handle.remove()
-        place(model, None, None, None)
+        place(self.attention, None, None, None)
         set_attention(model, self.implementation)
         del model.graft, model.get_input_embeddings().graft_pending
 
-    def enter(self, model: nn.Module, call: dict[str, Any]) -> dict[str, Any]:
+    def enter(self, model: Any, call: dict[str, Any]) -> dict[str, Any]:
         """Before a forward: leave keys and values on the attention modules, make room for embeddings, set positions."""
         kv, seen, embeds = self.tokens(model)
-        text = call.get("input_ids") if call.get("input_ids") is not None else call["inputs_embeds"]
+        text: Tensor = call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]
         rows = text.shape[0]
         self.pending.embeds = None
         if kv is not None and self.causal:
             n = kv.shape[4] if seen is None else spread(seen, rows).sum(1, keepdim=True)
             call["position_ids"] = positions(call, text) + n
-        place(model, kv, seen, call.get("position_ids") if self.causal else None, rows)
+        place(self.attention, kv, seen, call.get("position_ids") if self.causal else None, rows)
         return call if embeds is None else self.roomier(model, call, text, embeds)
 
-    def roomier(self, model: nn.Module, call: dict[str, Any], text: Tensor, embeds: Tensor) -> dict[str, Any]:
+    def roomier(self, model: Any, call: dict[str, Any], text: Tensor, embeds: Tensor) -> dict[str, Any]:
         """The call with n positions between the padding and the text, in everything that has a column a token."""
         rows, n = text.shape[0], embeds.shape[0]
         cached_already = past(call) > 0
@@ -244,7 +245,7 @@ class Doorway(nn.Module):
         return out
 
 
-def before_root(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+def before_root(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """The root's pre-hook; positional arguments are named by the signature."""
     if not model.graft.open:
         return None
@@ -252,14 +253,15 @@ def before_root(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     return (), model.graft.enter(model, named | kwargs)
 
 
-def after_root(model: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
+def after_root(model: Any, args: tuple[Any, ...], out: Any) -> Any:
     """The root's hook."""
     return model.graft.leave(out) if model.graft.open else out
 
 
-def after_embeddings(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+def after_embeddings(module: Any, args: tuple[Any, ...], out: Tensor) -> Tensor:
     """The embeddings' hook."""
-    return module.graft_pending.overwrite(out)
+    changed: Tensor = module.graft_pending.overwrite(out)
+    return changed
 
 
 def side_by_side(rows: list[Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
@@ -280,7 +282,7 @@ def side_by_side(rows: list[Tensor | None]) -> tuple[Tensor | None, Tensor | Non
     return kv, seen
 
 
-def set_attention(model: nn.Module, name: str) -> None:
+def set_attention(model: Any, name: str) -> None:
     """Name the attention function in every config of the model (its modules may hold copies)."""
     for module in (model, *model.modules()):
         config = getattr(module, "config", None)
@@ -297,9 +299,9 @@ def columns_in_order(mask: Tensor | None, n: int, length: int) -> Tensor:
     return torch.where(order < pads, order + n, torch.where(order < pads + n, order - pads, order))
 
 
-def place(model: nn.Module, kv: Tensor | None, seen: Tensor | None, where: Tensor | None, rows: int = 1) -> None:
+def place(attention: list[Any], kv: Tensor | None, seen: Tensor | None, where: Tensor | None, rows: int = 1) -> None:
     """Leave kv [layers, 2, 1 or R, heads, n, head dim] and seen [R, n] (R dividing rows: beams) on the attention modules."""
-    for number, module in enumerate(attention_modules(model)):
+    for number, module in enumerate(attention):
         if kv is None:
             module.graft_kv = None
         else:
@@ -314,13 +316,15 @@ def spread(value: Tensor, rows: int) -> Tensor:
 
 def positions(call: dict[str, Any], text: Tensor) -> Tensor:
     """The text's own positions [B or 1, T]: those given, those of its mask, or from the cache's length on."""
-    if call.get("position_ids") is not None:
-        return call["position_ids"]
+    given: Tensor | None = call.get("position_ids")
+    if given is not None:
+        return given
     length, mask = text.shape[1], call.get("attention_mask")
-    if mask is not None and mask.dim() == 2:
-        return (mask.long().cumsum(1) - 1).clamp_min(0)[:, -length:]
-    start = past(call)
-    return torch.arange(start, start + length, device=text.device)[None]
+    if mask is None or mask.dim() != 2:
+        start = past(call)
+        return torch.arange(start, start + length, device=text.device)[None]
+    counted: Tensor = (mask.long().cumsum(1) - 1).clamp_min(0)
+    return counted[:, -length:]
 
 
 def past(call: dict[str, Any]) -> int:
@@ -329,6 +333,6 @@ def past(call: dict[str, Any]) -> int:
     return 0 if cache is None else int(cache.get_seq_length())
 
 
-def dummy(model: nn.Module) -> int:
+def dummy(model: Any) -> int:
     """An id that stands for a virtual position: any that is not the padding's, which models look for."""
     return 1 if getattr(model.config, "pad_token_id", None) == 0 else 0

@@ -1,6 +1,6 @@
 """Wiring: the slots of a model's modules and its doorway, made where a site first needs them, attached and detached together."""
 
-import torch.nn as nn
+from typing import Any
 
 from graft.errors import AdapterError
 from graft.model import slots
@@ -13,7 +13,7 @@ from graft.site import Site
 class Wiring:
     """What hangs in one model."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         if any(name.rsplit(".", 1)[-1] == "graft" for name, _ in model.named_modules()):
             raise AdapterError("this model is adapted already: detach() the Adapted first, or add() another adapter to it")
         self.model = model
