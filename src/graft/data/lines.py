@@ -198,7 +198,7 @@ def csv_line(number: int, cells: dict[str, str]) -> Line | BadLine:
     """A CSV row as a record; an empty cell of a column for scoring is a missing value."""
     record: dict[str, Any] = dict(cells)
     for column in ("id", "gold", "choices", "options", "references", "answer"):
-        if not record.get(column, " ").strip():
+        if column in record and not record[column].strip():
             del record[column]
     for column in (column for column in (*LIST_COLUMNS, "gold") if column in record):
         try:

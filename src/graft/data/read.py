@@ -81,7 +81,7 @@ def other_form(record: dict[str, Any], found: Form, form: Form) -> str:
     """The sentence for a row whose form is not the file's."""
     absent = [column for column in form.needs if column not in record]
     lacking = f"column '{absent[0]}' is missing: " if absent else ""
-    return f"{lacking}this is a {found.name} row, the rows before are {form.name} rows"
+    return f"{lacking}the row has the form {found.name}, the rows before it {form.name}"
 
 
 def complaint(source: str, bad: list[BadRow], total: int) -> str:

@@ -133,7 +133,7 @@ def missing(record: Record) -> str:
     for form in FORMS:
         absent = [column for column in form.needs if column not in record]
         if len(absent) < len(form.needs):
-            return f"a {form.name} row needs column '{absent[0]}' too"
+            return f"a row of the form {form.name} needs column '{absent[0]}' too"
     known = ", ".join("{" + ", ".join(form.needs) + "}" for form in FORMS)
     return f"columns {sorted(map(str, record))[:8]} are no known row form; known are {known}"
 

@@ -1,0 +1,71 @@
+"""What the tests share: a tokenizer and a model made here in a moment, so that no test needs the network."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CORPUS = [
+    "Name the intent of this query. Where is my card? card arrival",
+    "Is the review positive or negative? the review is positive",
+    "user assistant system answer question number",
+]
+
+
+def byte_tokenizer(chat_template=None):
+    """Byte-level BPE with a few merges: any text can be written, and tokens do span characters."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=["<|im_start|>"],
+        chat_template=chat_template,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """A ChatML tokenizer of about 320 byte-level tokens."""
+    return byte_tokenizer(CHATML)
+
+
+@pytest.fixture
+def plain_tokenizer():
+    """The same without a chat template, new for every test: tests change it."""
+    return byte_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tiny_tokenizer):
+    """A random Llama of two layers, for the tiny tokenizer; leave it as you found it."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        pad_token_id=tiny_tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tiny_tokenizer.eos_token_id,
+        initializer_range=0.2,
+    )
+    return LlamaForCausalLM(config).eval()
