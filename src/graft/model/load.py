@@ -85,6 +85,8 @@ def resolve(name: str) -> tuple[str, str]:
 
     Raises ModelError if `name` is a path to nothing, or to something that is no model.
     """
+    if not name.strip():
+        raise ModelError(f"the model has no name: {CHOICES}")
     file = gguf_file(name)
     if file is not None:
         folder = str(converted(file))
@@ -96,7 +98,7 @@ def resolve(name: str) -> tuple[str, str]:
         return str(path), ""
     if path.exists():
         raise ModelError(f"{name} is a file, and not a .gguf file: {CHOICES}")
-    if not name.strip() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"there is no model at {name!r}: {CHOICES}")
     return name, ""
 
