@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from graft.errors import AdapterError
-from graft.method import Base, Method, Tensors, select, stored
+from graft.forms import Replacement
+from graft.method import Base, Method, Tensors, makes, select, stored
 from graft.site import Site
 
 Part = tuple[Method, dict[Site, Tensors]]
@@ -50,6 +51,11 @@ def fresh(methods: Sequence[Method], sites: Sequence[Site], base_of: BaseOf, see
             check_shapes(method, site, tensors)
         parts.append((method, made))
     return tuple(parts)
+
+
+def replaced(parts: Sequence[Part]) -> frozenset[str]:
+    """The paths of the modules that an adapter trains as a whole: what the base has there does not matter to it."""
+    return frozenset(site.path for method, sites in parts if makes(method) is Replacement for site in sites)
 
 
 def check_shapes(method: Method, site: Site, tensors: Tensors) -> None:

@@ -6,6 +6,7 @@ another. `shapes` is the one source of counts, memory, allocation and load check
 
 import re
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, ClassVar, Protocol, get_type_hints, runtime_checkable
 
 import torch
@@ -147,5 +148,5 @@ def available(sites: Sequence[Site]) -> str:
 
 def config(method: Method) -> dict[str, Any]:
     """A method's fields as plain JSON values, its kind first."""
-    fields = {name: getattr(method, name) for name in getattr(method, "__dataclass_fields__", {})}
-    return {"kind": method.kind} | {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+    named = {field.name: getattr(method, field.name) for field in fields(method)}  # type: ignore[arg-type]
+    return {"kind": method.kind} | {name: list(value) if isinstance(value, tuple) else value for name, value in named.items()}

@@ -5,11 +5,10 @@ Everything here hides the module's kind: a Linear, a transformers Conv1D (weight
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
-import torch.nn as nn
 import transformers
 from packaging.version import parse
 from torch import Tensor
@@ -24,7 +23,7 @@ CACHE = "cache" if parse(transformers.__version__) >= parse("5.24") else "past_k
 SAMPLES = 4096  # values of each weight that enter the fingerprint
 
 
-def master_dtype(model: nn.Module) -> torch.dtype:
+def master_dtype(model: Any) -> torch.dtype:
     """The precision of trained tensors: float32, or float64 on a float64 base."""
     return torch.float64 if any(value.dtype == torch.float64 for value in model.parameters()) else torch.float32
 
@@ -37,7 +36,7 @@ def dense(value: Tensor) -> Tensor:
 class ModuleBase:
     """The `Base` of one site of a model."""
 
-    def __init__(self, model: nn.Module, site: Site, tokenizer: Any = None) -> None:
+    def __init__(self, model: Any, site: Site, tokenizer: Any = None) -> None:
         self.model, self.site, self.tokenizer = model, site, tokenizer
         self.module = model.get_submodule(site.path)
         self.norms: Tensor | None = None
@@ -96,7 +95,8 @@ class ModuleBase:
     def embed(self, ids: Tensor) -> Tensor:
         """What the embedding module gives for ids [n]: [n, d]."""
         module = self.model.get_input_embeddings()
-        return module(ids.to(module.weight.device)).detach().to(master_dtype(self.model))
+        out: Tensor = module(ids.to(module.weight.device))
+        return out.to(master_dtype(self.model))
 
     @torch.no_grad()
     def keys_values(self, ids: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class ModuleBase:
         return cached(self.model, ids[None].to(self.model.get_input_embeddings().weight.device)).to(master_dtype(self.model))
 
 
-def cached(model: nn.Module, ids: Tensor | None = None, embeds: Tensor | None = None) -> Tensor:
+def cached(model: Any, ids: Tensor | None = None, embeds: Tensor | None = None) -> Tensor:
     """Keys and values [layers, 2, n, kv heads, head dim] that a causal model caches for ids [1, n] or embeddings [1, n, d]."""
     training = model.training
     model.eval()
@@ -119,16 +119,18 @@ def cached(model: nn.Module, ids: Tensor | None = None, embeds: Tensor | None = 
     return torch.stack([torch.stack([layer.keys[0], layer.values[0]]).transpose(1, 2) for layer in cache.layers])
 
 
-def fingerprint(model: nn.Module) -> str:
+def fingerprint(model: Any, replaced: Collection[str] = ()) -> str:
     """Architecture, shapes and weights, 16 hex digits each, joined by colons; the weights by 4,096 evenly spaced values of each.
 
     Values are rounded to bfloat16 first, so that one checkpoint has one fingerprint in every precision it is loaded in. Adapters
-    attached to the model do not enter.
+    attached to the model do not enter, nor the weights of the modules that one replaces: a classifier's new head is random each time.
     """
     named = [(name, value) for name, value in model.named_parameters() if ".graft." not in f".{name}"]
     shapes = [(name, list(value.quant_state.shape if nf4.is_packed(value) else value.shape)) for name, value in named]
     weights = hashlib.sha256()
     for name, value in named:
+        if name.rpartition(".")[0] in replaced:
+            continue
         flat = value.detach().reshape(-1)
         step = max(1, flat.numel() // SAMPLES)
         sample = flat[::step][:SAMPLES]
@@ -137,6 +139,11 @@ def fingerprint(model: nn.Module) -> str:
     config = model.config
     kind = json.dumps([config.model_type, type(model).__name__])
     return ":".join([short(kind.encode()), short(json.dumps(shapes).encode()), weights.hexdigest()[:16]])
+
+
+def storage(model: Any) -> dict[str, str]:
+    """How the weights are stored, where that changes the fingerprint's last part: {"weights": "nf4"} or {}."""
+    return {"weights": "nf4"} if any(nf4.is_packed(value) for value in model.parameters()) else {}
 
 
 def short(data: bytes) -> str:
