@@ -1,10 +1,66 @@
-"""Reading and writing adapters."""
+"""Reading and writing adapters: HF PEFT's two files where PEFT has the method, the same two with our own type where it has not.
 
+What PEFT has no place for (the base's fingerprint, notes, Graft's version) stands in the safetensors metadata, under `graft`.
+"""
+
+import json
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
-from collections.abc import Sequence
-from graft.adapter import Adapter
-from graft.site import Site
+from typing import Any
+
+from graft.adapter import Adapter, Part
+from graft.errors import AdapterError, GraftError
+from graft.formats import card, native, peft
+from graft.formats.folder import read_config, read_tensors
+from graft.formats.folder import write as write_folder
+from graft.formats.ground import Ground
+from graft.formats.leaves import shown
+from graft.method import Tensors
+
+Reader = Callable[[dict[str, Any], Tensors, Ground], tuple[Part, ...]]
+READERS: dict[str, Reader] = {native.TYPE: native.read, **dict.fromkeys(peft.TYPES, peft.read)}
+FACTS = "graft"  # the metadata's key
+
+__all__ = ["Ground", "read", "save"]
 
 
-def save(adapter: Adapter, folder: Path, sites: Sequence[Site]) -> None:
-    raise NotImplementedError
+def save(adapter: Adapter, folder: Path, ground: Ground) -> None:
+    """Write the adapter's folder, whole or not at all. Raises AdapterError where it cannot be written."""
+    if not adapter.count():
+        raise AdapterError("an adapter without a single value is not saved")
+    config, tensors = peft.write(adapter, ground) or native.write(adapter)
+    facts = {"version": version("graft-peft"), "fingerprint": adapter.fingerprint, "base": adapter.base, "notes": adapter.notes}
+    write_folder(folder, config, tensors, {"format": "pt", FACTS: json.dumps(facts)}, card.text(adapter, config))
+
+
+def read(folder: Path, ground: Ground) -> Adapter:
+    """The adapter in a folder, checked against the base it is for: every tensor used, every place filled.
+
+    The fingerprint is empty where the file is foreign. Raises AdapterError, one sentence that names the folder.
+    """
+    try:
+        config = read_config(folder)
+        kind = config.get("peft_type")
+        if not isinstance(kind, str) or kind not in READERS:
+            raise AdapterError(f"its peft_type is {shown([str(kind)])}: Graft reads {', '.join(READERS)}")
+        tensors, metadata = read_tensors(folder)
+        facts = facts_of(metadata)
+        parts = READERS[kind](config, tensors, ground)
+    except (GraftError, OSError) as error:
+        raise AdapterError(f"cannot load the adapter in {folder}: {error}") from error
+    base = facts.get("base") or config.get("base_model_name_or_path") or ""
+    return Adapter(parts, facts.get("fingerprint", ""), str(base), facts.get("notes", {}))
+
+
+def facts_of(metadata: dict[str, str]) -> dict[str, Any]:
+    """Our facts; {} in a foreign file. Raises AdapterError where they are damaged."""
+    try:
+        facts = json.loads(metadata.get(FACTS, "{}"))
+    except (ValueError, RecursionError) as error:
+        raise AdapterError("its metadata is damaged") from error
+    texts = isinstance(facts, dict) and all(isinstance(facts.get(name, ""), str) for name in ("fingerprint", "base"))
+    notes = facts.get("notes", {}) if texts else None
+    if not isinstance(notes, dict) or not all(isinstance(value, str) for value in notes.values()):
+        raise AdapterError("its metadata is damaged")
+    return dict(facts)

@@ -18,7 +18,8 @@ from graft.adapter import Adapter
 from graft.forms import Affine, VirtualTokens, why_unmergeable
 from graft.method import Finishing, Method, Tensors, makes
 from graft.model import families
-from graft.model.base import ModuleBase, fingerprint, master_dtype
+from graft.model.base import ModuleBase, fingerprint, master_dtype, storage
+from graft.model.ground import ground
 from graft.model.routes import Routes
 from graft.model.slots import OWN, Slot, Station, borrows
 from graft.model.virtual_tokens import Doorway
@@ -26,7 +27,7 @@ from graft.model.wiring import Wiring
 from graft.site import Site
 
 
-def adapt(model: nn.Module, method: Method | Sequence[Method], *, tokenizer: Any = None, seed: int = 0) -> "Adapted":
+def adapt(model: Any, method: Method | Sequence[Method], *, tokenizer: Any = None, seed: int = 0) -> "Adapted":
     """Freeze a transformers model and attach a fresh adapter of one method, or of several as its parts.
 
     `tokenizer` is needed by methods that start from text; `seed` decides the initial values. Raises TargetError where a method
@@ -35,7 +36,7 @@ def adapt(model: nn.Module, method: Method | Sequence[Method], *, tokenizer: Any
     methods = list(method) if isinstance(method, Sequence) else [method]
     wiring = Wiring(model)
     parts = adapters.fresh(methods, families.sites(model), lambda site: ModuleBase(model, site, tokenizer), seed)
-    return Adapted(wiring, Adapter(parts, fingerprint(model), str(model.config.name_or_path)))
+    return Adapted(wiring, Adapter(parts, fingerprint(model, adapters.replaced(parts)), str(model.config.name_or_path), storage(model)))
 
 
 class Adapted:
@@ -62,7 +63,7 @@ class Adapted:
         slot = self.wiring.slot_for(site, borrows=borrows(method, site, base, values))
         return slot.hold(number, method, site, base, values, dtype), slot
 
-    def detach(self) -> nn.Module:
+    def detach(self) -> Any:
         """Take everything off again; the model is what it was before, to the bit. Returns it."""
         self.route(None)
         self.wiring.detach()
@@ -96,7 +97,7 @@ class Adapted:
 
     def save(self, folder: str | Path) -> None:
         """Write the adapter's folder: whole or not at all."""
-        formats.save(self.adapter(), Path(folder), families.sites(self.model))
+        formats.save(self.adapter(), Path(folder), ground(self.model))
 
     @property
     def context_positions(self) -> int:

@@ -1,0 +1,22 @@
+"""The model card beside an adapter: what it is, for which base, and how to load it."""
+
+from typing import Any
+
+from graft.adapter import Adapter
+from graft.formats.folder import CARD_MARK
+from graft.method import config as config_of
+
+LOADERS = {"GRAFT": "graft.load(model, folder)"}
+EITHER = "graft.load(model, folder)` or HF PEFT's `PeftModel.from_pretrained(model, folder)"
+
+
+def text(adapter: Adapter, config: dict[str, Any]) -> str:
+    """The card's Markdown, front matter included."""
+    kinds = " + ".join(method.kind for method, _ in adapter.parts)
+    base = " ".join(adapter.base.split())
+    front = ["---", *([f"base_model: {base!r}"] if base else []), "library_name: peft", f"tags: [{kinds.replace(' + ', ', ')}]", "---"]
+    lines = [f"# {kinds} adapter", "", f"{adapter.count():,} trained values for {base or 'a base model without a name'}.", ""]
+    lines += [f"Load it with `{LOADERS.get(config['peft_type'], EITHER)}`.", "", "| part | setting | value |", "|---|---|---|"]
+    for method, _ in adapter.parts:
+        lines += [f"| {method.kind} | {name} | `{value}` |" for name, value in config_of(method).items() if name != "kind"]
+    return "\n".join([*front, CARD_MARK, "", *lines, ""])
