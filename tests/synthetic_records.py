@@ -9,6 +9,9 @@ import numpy as np
 HOSTILE = "<script>alert(1)</script>$x_1$ & \"q\" 'a' | `b` --> ]]> </svg>"
 BASE = 134_515_008
 AFFINE = "affine"
+# the least that a records file may hold
+PLAN = {"schema": 1, "kind": "plan", "model": {"name": "tiny"}, "data": {}}
+RUN = {"kind": "run", "run": "lora/seed-0", "method": "lora", "role": "final", "status": "done", "score": 0.5}
 
 
 def site(role: str, note: str, form: str = AFFINE) -> dict[str, str]:
@@ -42,14 +45,15 @@ METHODS: dict[str, tuple[float, int, float, bool, int, float, list[dict[str, str
 }
 
 
-def plan(**changes: Any) -> dict[str, Any]:
+def plan(items: int = 500, **changes: Any) -> dict[str, Any]:
     record = {
         "schema": 1, "kind": "plan",
         "command": "graft compare --model smollm2 --data train.jsonl --eval-data test.jsonl --methods all --full --trials 3 --seeds 2 "
                    "--output-dir runs/banking",
         "model": {"name": "SmolLM2-135M-Instruct", "note": "dequantised from Q4_1", "fingerprint": "5f1c9a3e", "parameters": BASE},
         "data": {"train": "train.jsonl", "eval": "test.jsonl", "sha256": {"train": "9f" * 32, "eval": "c4" * 32}, "rows_train": 4000,
-                 "rows_validation": 200, "rows_eval": 500, "metric": "exact_match", "notes": ["3 test rows ask what a training row asks"]},
+                 "rows_validation": 200, "rows_eval": items, "metric": "exact_match",
+                 "notes": ["3 test rows ask what a training row asks"]},
         "machine": "2 cores, Intel Xeon, 24 GB", "versions": {"graft": "0.1.0", "python": "3.11.2", "torch": "2.13.0"},
         "budget": None, "methods": ["zero-shot", "in-context", *METHODS, "loftq"], "trials": 3, "seeds": 2, "max_steps": 300,
         "demo": False, "started": "2026-11-24T09:14:03+00:00", "full_command": "",
@@ -111,7 +115,7 @@ def records(seeds: int = 2, items: int = 500, **changes: Any) -> list[dict[str, 
     """Return every record, the plan first; `changes` go into the plan."""
     rng = np.random.default_rng(3)
     ease = rng.normal(0, 1.1, items)
-    out = [plan(seeds=seeds, **changes), baseline(rng, "zero-shot", -0.35, ease),
+    out = [plan(seeds=seeds, items=items, **changes), baseline(rng, "zero-shot", -0.35, ease),
            baseline(rng, "in-context", 0.42, ease, shots=8, context_positions=286, latency_ms={"unmerged": 118.3})]  # fmt: skip
     for name in METHODS:
         out += trials(rng, name)

@@ -45,8 +45,8 @@ def missing_section(summary: Summary) -> str:
         f'<span class="why">{escaped(each.reason)}</span></li>'
         for each in summary.missing
     )
-    intro = "Asked for, but without a result. Nothing else was left out."
-    return section("missing", "What was not run", intro, f'<ul class="absent card">{items}</ul>' if items else "")
+    intro = "Asked for, but without a result."
+    return section("missing", "What failed or was not run", intro, f'<ul class="absent card">{items}</ul>' if items else "")
 
 
 def setup_section(summary: Summary) -> str:
@@ -63,7 +63,7 @@ def setup_facts(summary: Summary) -> list[tuple[str, str]]:
     parameters = plan.model.get("parameters")
     about = [f"{wording.count(parameters)} parameters" if parameters else "", text_of(plan.model.get("note"))]
     if plan.model.get("fingerprint"):
-        about.append(f"fingerprint {plan.model['fingerprint']}")
+        about.append(f"fingerprint {cut(str(plan.model['fingerprint']))}")
     rows = [(name, data.get(key)) for name, key in (("training", "rows_train"), ("validation", "rows_validation"), ("test", "rows_eval"))]
     counts = ", ".join(f"{wording.count(value)} {name}" for name, value in rows if value is not None)
     source = ", ".join(f"{name}: {data[key]}" for name, key in (("training", "train"), ("test", "eval")) if data.get(key))

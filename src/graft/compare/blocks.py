@@ -46,11 +46,18 @@ class Marks:
 def roles_text(row: Row) -> str:
     """Say in words where a method acts: "query, value"."""
     roles = {str(site.get("role", "")) for site in sites_of(row)}
-    names = dict.fromkeys(WORDS.get(str(site.get("role", "")), str(site.get("role", ""))) for site in sites_of(row))
+    names = dict.fromkeys(place(site) for site in sites_of(row))
     if {"attention_out", "down"} <= roles and roles & {"query", "qkv"} and roles & {"up", "gate_up"}:
         linear = [WORDS.get(role, role) for role in LINEAR]
         names = dict.fromkeys(["every linear layer of attention and MLP", *(name for name in names if name not in linear)])
     return wording.listed(name for name in names if name) if names else ""
+
+
+def place(site: Mapping[str, Any]) -> str:
+    """Name the place where one site acts."""
+    role = str(site.get("role") or "")
+    virtual = str(site.get("form") or "").startswith("virtual")
+    return "in front of the text" if virtual and role == "embedding" else WORDS.get(role, role)
 
 
 def sites_of(row: Row) -> tuple[dict[str, Any], ...]:

@@ -63,8 +63,9 @@ def milliseconds(row: Row, kind: str) -> str:
 
 
 def share(summary: Summary, row: Row) -> str:
-    """Print the trainable share of the base."""
-    return wording.percent(row.trainable, summary.plan.model.get("parameters"))
+    """Print the trainable share of the base, if both are known."""
+    whole = summary.plan.model.get("parameters")
+    return f"{wording.percent(row.trainable, whole)} of base" if row.trainable and whole else ""
 
 
 COLUMNS = (
@@ -72,8 +73,7 @@ COLUMNS = (
     Column("Score", lambda s, r: wording.score(s.metric, r.score), lambda s, r: r.score,
            lambda s, r: wording.span(s.metric, r.low, r.high) if r.low is not None else "", "descending"),
     Column("Against\nthe best", standing, lambda s, r: r.gap[0] if r.gap else None, standing_more, "descending", "tiecell"),
-    Column("Trainable\nparameters", lambda s, r: wording.count(r.trainable), lambda s, r: r.trainable),
-    Column("of the\nmodel", share, lambda s, r: r.trainable),
+    Column("Trainable\nparameters", lambda s, r: wording.count(r.trainable), lambda s, r: r.trainable, share),
     Column("Adapter\non disk", lambda s, r: wording.size(r.adapter_bytes), lambda s, r: r.adapter_bytes),
     Column("Peak\nmemory", lambda s, r: wording.size(r.memory), lambda s, r: r.memory),
     Column("Time\na step", lambda s, r: wording.figures(r.step_seconds, "s"), lambda s, r: r.step_seconds),

@@ -21,7 +21,7 @@ from graft.compare.numbers import numbers_section
 from graft.compare.summary import Row, Summary
 from graft.compare.verdict import headline, reasons
 
-WIDE, NARROW, FULL = 536, 344, 1120
+WIDE, NARROW, FULL = 558, 344, 1178  # what the cards leave for a drawing
 
 
 def page(summary: Summary, plots: Sequence[Plot]) -> str:

@@ -59,7 +59,7 @@ def markdown(summary: Summary, plots: list[Plot]) -> str:
     out += [line(titles), "|---|" + "---:|" * (len(titles) - 1), *(line(row) for row in rows), ""]
     out += [f"![{plain(plot.label)}](plots/{plot.name}.png)\n" for plot in plots]
     if summary.missing:
-        out += ["Not run:", "", *(f"- {plain(each.what)}: {each.status}, {plain(each.reason)}" for each in summary.missing), ""]
+        out += ["Failed or not run:", "", *(f"- {plain(each.what)}: {each.status}, {plain(each.reason)}" for each in summary.missing), ""]
     if summary.plan.machine:
         out += [
             f"Machine: {plain(summary.plan.machine)}. Versions: {plain(', '.join(f'{k} {v}' for k, v in summary.plan.versions.items()))}.",

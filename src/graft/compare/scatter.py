@@ -44,14 +44,9 @@ def scatter(canvas: Canvas, summary: Summary, rows: Sequence[Row], axis: Axis, t
         colour = theme.families[row.entry.family.key]
         if row.low is not None and row.high is not None:
             axes.plot([x, x], [wording.shown(metric, row.low), wording.shown(metric, row.high)], color=colour, linewidth=1.2, alpha=0.55)
+        size, top = 10 if row.entry.family.marker in "^vP" else 9, 4 if row is summary.pick else 3
         axes.plot(
-            [x],
-            [y],
-            row.entry.family.marker,
-            color=colour,
-            markersize=10 if row.entry.family.marker in "^vP" else 9,
-            markeredgecolor=theme.halo,
-            markeredgewidth=1.2,
+            [x], [y], row.entry.family.marker, color=colour, markersize=size, markeredgecolor=theme.halo, markeredgewidth=1.2, zorder=top
         )
     frame_scatter(canvas, axes, axis, [x for x, _ in points])
     finish(canvas, figure, axes, score_label(metric), axis.label, title)
@@ -127,8 +122,10 @@ def write_labels(
     back = axes.transData.inverted()
     for text, place, pixel in zip(texts, places, pixels, strict=True):
         box = place.box
-        middle = ((box.left + box.right) / 2, (box.bottom + box.top) / 2)
-        text.set_position(back.transform(middle))
+        side = "left" if box.left >= pixel[0] else "right" if box.right <= pixel[0] else "center"
+        across = {"left": box.left, "right": box.right, "center": (box.left + box.right) / 2}[side]
+        text.set_horizontalalignment(side)  # the page's font is not the measured one: text is held at the end next to its point
+        text.set_position(back.transform((across, (box.bottom + box.top) / 2)))
         if place.leader:
             end = (min(max(pixel[0], box.left), box.right), min(max(pixel[1], box.bottom + 2), box.top - 2))
             (x0, y0), (x1, y1) = back.transform([pixel, end])

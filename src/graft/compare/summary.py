@@ -190,4 +190,4 @@ def missing(records: Records, finals: dict[str, list[Run]]) -> tuple[Missing, ..
             begun = any(run.method == method for run in records.runs)
             reason = "the comparison ended before its final runs" if begun else "the comparison ended before it began"
             out.append(Missing(entry(method).title, "unfinished", reason + "; start it again to go on"))
-    return tuple(out)
+    return tuple(dict.fromkeys(out))  # a method that was skipped on every seed is told once

@@ -10,10 +10,14 @@ def headline(summary: Summary) -> tuple[str, str]:
     if best is None or pick is None:
         return "Nothing to recommend yet", "no method has finished its final runs."
     name, value = wording.metric_name(summary.metric), wording.score(summary.metric, pick.score)
+    if best.score == 0 and not wording.lower_is_better(summary.metric):
+        return "Nothing to recommend", f"every method that finished scores {value} {name}, so these runs cannot tell them apart."
     if pick.baseline:
         return f"Keep the base model, {pick.entry.title.lower()}", f"at {value} {name} no tuned method did better beyond doubt."
     if len([row for row in summary.rows if row.score is not None]) == 1:
         return f"Use {pick.entry.title}", f"it is the only method with a result, {value} {name}."
+    if pick is best and best.gap is None:
+        return f"Use {pick.entry.title}", f"it has the best {name}, {value}."
     if pick is best and len(summary.tied) == 1:
         return f"Use {pick.entry.title}", f"it has the best {name}, {value}, and no other method comes close enough to tie."
     if pick is best:
