@@ -321,3 +321,31 @@ def test_dora_norm_is_detached():
     c = m.detach() / W.norm(dim=1)
     expected = (5.0 / 3) * (c[:, None] * torch.ones(3, len(m), dtype=torch.float64).T) @ x @ A.detach().T
     close(B.grad, expected, 1e-12)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_full_fine_tuning_trains_every_parameter_once_and_a_tie_stays_a_tie(name):
+    model = tiny(name)
+    base = sum(value.numel() for value in model.parameters())
+    adapted = graft.adapt(model, SETTINGS["full"])
+    assert sum(value.numel() for value in adapted.parameters()) == base
+    shake(adapted)
+    expected = logits(model, inputs(name))
+    graft.merge(adapted)
+    head = model.get_output_embeddings()
+    if model.config.tie_word_embeddings and head is not None:
+        assert head.weight is model.get_input_embeddings().weight
+    close(logits(model, inputs(name)), expected, ONE_PRECISION)
+    graft.unmerge(adapted)
+    assert torch.equal(logits(model, inputs(name)), expected)
+
+
+def test_a_trained_head_that_was_tied_is_untied_by_a_merge_and_the_config_says_so():
+    adapted = made("llama_bias", "head")
+    expected = logits(adapted.model, inputs("llama_bias"))
+    graft.merge(adapted)
+    assert adapted.model.config.tie_word_embeddings is False
+    assert adapted.model.lm_head.weight is not adapted.model.model.embed_tokens.weight
+    close(logits(adapted.model, inputs("llama_bias")), expected, ONE_PRECISION)
+    graft.unmerge(adapted)
+    assert adapted.model.config.tie_word_embeddings is True

@@ -1,14 +1,31 @@
-"""Graft: every parameter-efficient fine-tuning method on one frozen transformers model."""
+"""Graft: every parameter-efficient fine-tuning method on one frozen transformers model.
 
-from graft import errors
-from graft.methods import IA3, BiasOnly, Bottleneck, DoRA, LoRA, Prefix, Prompt, Selective
-from graft.model.adapted import Adapted, adapt
-from graft.model.load_adapter import load
-from graft.model.merge import merge, unmerge
-from graft.model.skeleton import count
+The names below are imported when they are first asked for, so that `graft --help` needs no torch; type checkers see them at once.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from graft import errors
+    from graft.methods import IA3, METHODS, BiasOnly, Bottleneck, DoRA, LoRA, Prefix, Prompt, Selective
+    from graft.model.adapted import Adapted, adapt
+    from graft.model.load_adapter import load
+    from graft.model.merge import merge, unmerge
+    from graft.model.skeleton import count
+
+ROOMS = {
+    "errors": "graft",
+    **dict.fromkeys(("IA3", "METHODS", "BiasOnly", "Bottleneck", "DoRA", "LoRA", "Prefix", "Prompt", "Selective"), "graft.methods"),
+    **dict.fromkeys(("Adapted", "adapt"), "graft.model.adapted"),
+    "load": "graft.model.load_adapter",
+    **dict.fromkeys(("merge", "unmerge"), "graft.model.merge"),
+    "count": "graft.model.skeleton",
+}
 
 __all__ = [
     "IA3",
+    "METHODS",
     "Adapted",
     "BiasOnly",
     "Bottleneck",
@@ -24,3 +41,17 @@ __all__ = [
     "merge",
     "unmerge",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, from the module it lives in."""
+    if name == "errors":
+        return importlib.import_module("graft.errors")
+    if name not in ROOMS:
+        raise AttributeError(f"module 'graft' has no attribute {name!r}")
+    return getattr(importlib.import_module(ROOMS[name]), name)
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return __all__

@@ -36,7 +36,8 @@ class Site:
 
     `path` is the module whose output is y; `reads` is the module whose input is x where that is not `path` (BERT has no MLP
     module: y leaves `output.dense`, x enters `intermediate.dense`). `parameters` are the module's own, in the module's layout;
-    `heads` is (key-value heads, head dimension) on the cache site, of which a model has one.
+    `heads` is (key-value heads, head dimension) on the cache site, of which a model has one; `tied` says that the module's weight is
+    another module's own (a head that shares the embeddings').
     """
 
     path: str
@@ -50,6 +51,7 @@ class Site:
     gated: bool = False
     heads: tuple[int, int] = (0, 0)
     parameters: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    tied: bool = False
 
     @property
     def bias(self) -> bool:

@@ -1,0 +1,33 @@
+"""Compare: every method on one base and one data set, and the report of it."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from graft import demo
+from graft.compare.report import write_report
+from graft.compare.run import compare
+from graft.compare.settings import CompareConfig
+
+__all__ = ["CompareConfig", "compare", "demo_and_report", "run_and_report", "write_report"]
+
+DEMO_METHODS = ("lora", "bottleneck", "prefix", "ia3", "last-k")
+
+
+def run_and_report(config: CompareConfig, console: Console, out: Console) -> Path:
+    """Run (or go on with) a comparison and write its report; returns the page's path."""
+    compare(config, console=console)
+    page = write_report(Path(config.output_dir))
+    out.print(f"Report: {page}", highlight=False)
+    return page
+
+
+def demo_and_report(folder: Path, console: Console, out: Console) -> Path:
+    """The demo: five methods of different families on generated orders, small enough for two cores and ten minutes."""
+    train, test = demo.write(folder / "data")
+    full = f"graft compare --model smollm2 --data {train} --eval-data {test} --methods all --trials 3 --seeds 3 --max-steps 200 --output-dir {folder}-full"
+    config = CompareConfig(
+        model="smollm2", data=str(train), eval_data=str(test), output_dir=str(folder), methods=DEMO_METHODS, trials=1, seeds=1,
+        max_steps=40, eval_limit=40, batch_size=16, shots=(4,), demo=True, command="make demo", full_command=full,
+    )  # fmt: skip
+    return run_and_report(config, console, out)

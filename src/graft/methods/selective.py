@@ -44,7 +44,7 @@ class BiasOnly:
 
 @dataclass(frozen=True)
 class Selective:
-    """Whole modules: `train` is `last` (the last `k` layers), `norm`, `head` or `full`."""
+    """Whole modules: `train` is `last` (the last `k` layers), `norm`, `head` or `full` (a tied head stays tied)."""
 
     train: str = "last"
     k: int = 2
@@ -62,7 +62,7 @@ class Selective:
             return False
         if self.train == "last":
             return site.layer is not None and site.layer >= site.layers - self.k
-        return self.train == "full" or site.role == self.train
+        return not site.tied if self.train == "full" else site.role == self.train
 
     def shapes(self, site: Site) -> Shapes:
         """The module's own."""

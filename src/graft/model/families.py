@@ -134,15 +134,18 @@ def sites(model: Any) -> list[Site]:
     numbers = [int(match[1]) for name, _ in model.named_modules() if (match := LAYER.search(name))]
     layers = max(numbers, default=-1) + 1
     gated = any(ending.endswith(("gate_proj", "gate_up_proj")) for ending in layer_names(model))
+    owned: set[int] = set()
     for path, module in model.named_modules():
         if "graft" in path.split("."):  # an attached adapter is no part of the model
             continue
-        found += module_sites(path, module, family, layers, gated)
+        own = {id(value) for value in module.parameters(recurse=False)}
+        found += module_sites(path, module, family, layers, gated, tied=bool(own & owned))
+        owned |= own
         found += sublayer_sites(path, model, family, layers, gated)
     return [split for site in found for split in (site, *row_sites(site, model, family))] + cache_sites(model, family, layers)
 
 
-def module_sites(path: str, module: Any, family: Family, layers: int, gated: bool) -> list[Site]:
+def module_sites(path: str, module: Any, family: Family, layers: int, gated: bool, *, tied: bool) -> list[Site]:
     """The site of a module with parameters of its own, if it has any."""
     own = tuple((name, logical_shape(value)) for name, value in module.named_parameters(recurse=False))
     if not own:
@@ -154,7 +157,7 @@ def module_sites(path: str, module: Any, family: Family, layers: int, gated: boo
     outputs, inputs = (weight[0], weight[-1]) if len(weight) > 1 else (weight[0], weight[0])
     if type(module).__name__ == "Conv1D" or role == "embedding":
         outputs, inputs = inputs, outputs
-    return [Site(path, role, layer, layers, inputs, outputs, gated=gated, parameters=own)]
+    return [Site(path, role, layer, layers, inputs, outputs, gated=gated, parameters=own, tied=tied)]
 
 
 def place(path: str) -> tuple[int | None, str]:

@@ -171,3 +171,11 @@ def cpu_capabilities() -> dict[str, Any]:
     """What torch knows of the CPU's instructions; nothing, in releases that do not say."""
     ask = getattr(torch.cpu, "get_capabilities", dict)
     return dict(ask())
+
+
+def tokenizer_of(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of the base model `name`, without its weights. Raises ModelError as `load` does."""
+    source, _ = resolve(name)
+    with quiet(), as_model_error(name, way_out(source)):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **options(source))
+    return tokenizer

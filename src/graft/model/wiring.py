@@ -50,10 +50,10 @@ class Wiring:
         return self.doorway
 
     def tied(self, path: str) -> list[str]:
-        """The other modules whose weight is this module's own parameter."""
+        """The modules that are tied to this one: later in the model, with this one's own parameter as their weight."""
         weight = self.model.get_submodule(path)._parameters.get("weight")
-        named = self.model.named_modules()
-        return [name for name, module in named if name != path and weight is not None and module._parameters.get("weight") is weight]
+        names = [name for name, module in self.model.named_modules() if weight is not None and module._parameters.get("weight") is weight]
+        return names[names.index(path) + 1 :] if path in names else []
 
     def follow(self) -> None:
         """Modules tied to a replaced one and not replaced themselves run with its twin's parameters: a tie stays a tie."""
