@@ -56,14 +56,18 @@ def swap(new: Path, path: Path) -> None:
         os.replace(new, path)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-    os.replace(path, old / path.name)
+    try:
+        os.replace(path, old / path.name)
+    except BaseException:
+        old.rmdir()
+        raise
     try:
         os.replace(new, path)
     except BaseException:
-        os.replace(old / path.name, path)
+        os.replace(old / path.name, path)  # where even this fails, the old folder stays in `.old`
+        old.rmdir()
         raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def sync_file(path: Path) -> None:

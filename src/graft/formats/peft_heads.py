@@ -12,7 +12,7 @@ from graft.adapter import Part
 from graft.errors import AdapterError
 from graft.formats.ground import Ground
 from graft.formats.leaves import Leaf, shown
-from graft.formats.names import names_of
+from graft.formats.names import cover, names_of
 from graft.method import Method
 from graft.methods.selective import Selective
 from graft.site import Site
@@ -65,9 +65,15 @@ def head(config: dict[str, Any], ground: Ground) -> tuple[Method, list[Site]] | 
 def fields(part: Part, main: Part, ground: Ground) -> dict[str, Any] | None:
     """`modules_to_save` for a second part; None where PEFT has no form for it beside the main part."""
     method, sites = part
-    if method != Selective("head") or any(site.path in ground.tied for site in sites) or set(sites) & set(main[1]):
+    if method not in CHOICES or any(site.path in ground.tied for site in sites) or set(sites) & set(main[1]):
         return None
-    return {"modules_to_save": list(dict.fromkeys(site.path.split(".")[0] for site in sites))}
+    paths = [site.path for site in sites]
+    if method == Selective("head"):  # a RoBERTa head of two modules is one to PEFT
+        names = list(dict.fromkeys(path.split(".")[0] for path in paths))
+    else:
+        names = cover(paths, [site.path for site in ground.modules])
+    held = {site for site in ground.modules if any(inside(site.path, name) for name in names)}
+    return {"modules_to_save": names} if held == set(sites) else None
 
 
 def leaves(root: str, method: Method, sites: Sequence[Site]) -> list[Leaf]:

@@ -1,0 +1,201 @@
+"""Our adapters against HF PEFT's, on the same tensors, both ways through files: logits, and the gradient of every adapter tensor.
+
+Oracles are plain forwards, never PEFT's generate. PEFT refuses prefix tuning on BERT, and has no form for rows of a fused projection.
+"""
+
+import copy
+import json
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import graft
+from graft import IA3, DoRA, LoRA, Prefix, Prompt, Selective
+from graft.adapter import Adapter
+from graft.formats import peft as files
+from graft.model.ground import ground
+from tiny import inputs, tiny
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # read by peft
+    pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning"),  # passed by peft
+    pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True` and a tied layer is part:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True` as embedding layers found:UserWarning"),
+]
+EXACT, ROUNDED = 1e-12, 1e-8
+TOLERANCE = {"llama": ROUNDED, "llama_bias": ROUNDED, "phi3": ROUNDED}
+CAUSAL = ("llama", "llama_bias", "gpt2", "phi3", "opt", "gpt_neox")
+METHODS = {
+    "lora": [LoRA(r=3, alpha=5.0)],
+    "rslora": [LoRA(r=4, alpha=3.0, rslora=True, init_A="gaussian")],
+    "dora": [DoRA(r=3, alpha=5.0)],
+    "ia3": [IA3()],
+    "lora_embedding": [LoRA(r=2, targets=("embedding",))],
+    "prompt": [Prompt(n=4, init_embeds="random")],
+    "prefix": [Prefix(n=3)],
+}
+FUSED = ("gpt2", "phi3", "gpt_neox")  # key and value are rows there: IA3's own places have no form in PEFT
+OURS = [
+    *((name, method) for name in CAUSAL for method in METHODS if not (method == "ia3" and name in FUSED)),
+    *(
+        ("bert", method)
+        for method in ("lora", "rslora", "dora", "ia3", "lora_embedding", "prompt", "lora+head", "dora+head", "prompt+head")
+    ),
+    *(("roberta", method) for method in ("lora+head", "ia3+head")),
+    ("llama", "lora+head"),
+]
+
+
+def methods(name):
+    """A case's methods: one of the table, and a head after "+"."""
+    first, *rest = name.split("+")
+    return METHODS[first] + [Selective("head") for _ in rest]
+
+
+def shake(parameters):
+    """Move every tensor away from its start, B and magnitudes included."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for value in parameters:
+            value.add_(torch.empty_like(value).normal_(std=0.1, generator=generator))
+
+
+def weighted(logits):
+    """A loss with a different weight for each logit."""
+    generator = torch.Generator().manual_seed(3)
+    return (logits * torch.randn(logits.shape, generator=generator, dtype=logits.dtype)).sum()
+
+
+def run_ours(adapted, x):
+    """Logits without gradients, and the gradients by the keys of PEFT's files."""
+    with torch.no_grad():
+        logits = adapted.model(**x).logits
+    weighted(adapted.model(**x).logits).backward()
+    parts = []
+    for part in adapted.held:
+        live = {station.site: station.tensors(holder) for station, holder in part}
+        parts.append((part[0][0].method, {site: {k: v.grad for k, v in tensors.items()} for site, tensors in live.items()}))
+    return logits, files.write(Adapter(tuple(parts)), ground(adapted.model))[1]
+
+
+def run_theirs(model, x):
+    """The same of a PeftModel; logits of virtual positions are cut off."""
+    model.eval()
+    with torch.no_grad():
+        logits = model(**x).logits
+    weighted(text_only(model(**x).logits, x)).backward()
+    if model.active_peft_config.is_prompt_learning:
+        own = {"prompt_embeddings": model.prompt_encoder["default"].embedding.weight.grad}
+        heads = {n: p.grad for n, p in model.named_parameters() if ".modules_to_save." in n}
+        return text_only(logits, x), own | {n.replace("modules_to_save.default.", ""): g for n, g in heads.items()}
+    grads = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+    return text_only(logits, x), peft.get_peft_model_state_dict(model, state_dict=grads, save_embedding_layers=False)
+
+
+def text_only(logits, x):
+    """[B, n + T, V] without the n virtual positions; a classifier's logits as they are."""
+    return logits[:, -x["input_ids"].shape[1] :] if logits.dim() == 3 else logits
+
+
+def trainable(base, folder):
+    """PEFT's model of a folder that can be trained: prompt methods are built anew, since PEFT refuses to go on training them."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    if config["peft_type"] in ("LORA", "IA3"):
+        return peft.PeftModel.from_pretrained(base, folder, is_trainable=True, autocast_adapter_dtype=False)
+    fresh = peft.PeftConfig.from_pretrained(folder)
+    fresh.inference_mode = False
+    model = peft.get_peft_model(base, fresh, autocast_adapter_dtype=False)
+    copy_in(model, load_file(folder / "adapter_model.safetensors"))
+    return model
+
+
+def copy_in(model, tensors):
+    """Put a file's tensors into a prompt method's model, in float64 (PEFT makes its embedding in float32)."""
+    model.prompt_encoder["default"].double().embedding.weight.data.copy_(tensors["prompt_embeddings"])
+    for name, value in model.named_parameters():
+        key = name.replace("modules_to_save.default.", "")
+        if ".modules_to_save." in name:
+            value.data.copy_(tensors[key])
+
+
+def agree(ours, theirs, tolerance):
+    """Logits and gradients, each gradient relative to the largest."""
+    assert (ours[0] - theirs[0]).abs().max() < tolerance
+    assert set(ours[1]) == set(theirs[1])
+    largest = max(float(value.abs().max()) for value in theirs[1].values())
+    for key, value in theirs[1].items():
+        assert (ours[1][key] - value).abs().max() < tolerance * max(1.0, largest), key
+
+
+@pytest.mark.parametrize(("name", "method"), OURS)
+def test_peft_runs_ours(name, method, tmp_path):
+    x = inputs(name)
+    adapted = graft.adapt(tiny(name, torch.float64), methods(method))
+    shake(adapted.parameters())
+    adapted.save(tmp_path / "a")
+    inference = peft.PeftModel.from_pretrained(tiny(name, torch.float64), tmp_path / "a", autocast_adapter_dtype=False).eval()
+    ours, tolerance = run_ours(adapted, x), TOLERANCE.get(name, EXACT)
+    with torch.no_grad():
+        loaded = text_only(inference(**x).logits, x)
+    assert (loaded - ours[0]).abs().max() < (tolerance if method[:2] != "pr" else 1e-4)  # PEFT loads prompts in float32
+    agree(ours, run_theirs(trainable(tiny(name, torch.float64), tmp_path / "a"), x), tolerance)
+
+
+LORA = {"r": 3, "lora_alpha": 5}
+THEIRS = {
+    "list": ("llama", peft.LoraConfig(**LORA, target_modules=["q_proj", "v_proj", "mlp.down_proj"])),
+    "regex": ("llama", peft.LoraConfig(**LORA, target_modules=r".*layers\.1\.(self_attn|mlp)\.(q|up)_proj", use_rslora=True)),
+    "all-linear": ("llama_bias", peft.LoraConfig(**LORA, target_modules="all-linear", init_lora_weights="gaussian")),
+    "pooler": ("bert", peft.LoraConfig(**LORA, target_modules="all-linear", task_type="SEQ_CLS")),
+    "exclude": ("opt", peft.LoraConfig(**LORA, target_modules="all-linear", exclude_modules=["fc1", "layers.0.fc2"])),
+    "conv1d": ("gpt2", peft.LoraConfig(**LORA, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True)),
+    "head": ("llama", peft.LoraConfig(**LORA, target_modules=["lm_head", "k_proj"])),
+    "embedding": ("llama", peft.LoraConfig(**LORA, target_modules=["embed_tokens", "o_proj"])),
+    "tied": ("gpt2", peft.LoraConfig(**LORA, target_modules=["wte", "mlp.c_fc"], fan_in_fan_out=True)),
+    "fused": ("phi3", peft.LoraConfig(**LORA, target_modules=["qkv_proj", "gate_up_proj"], use_dora=True)),
+    "dora": ("bert", peft.LoraConfig(**LORA, target_modules=["query", "dense"], exclude_modules=["pooler.dense"], use_dora=True)),
+    "dora_conv1d": ("gpt2", peft.LoraConfig(**LORA, target_modules=["c_attn", "mlp.c_proj"], use_dora=True, fan_in_fan_out=True)),
+    "interleaved": ("gpt_neox", peft.LoraConfig(**LORA, target_modules=["query_key_value", "dense"])),
+    "saved": ("llama", peft.LoraConfig(**LORA, target_modules=["q_proj"], modules_to_save=["lm_head"])),
+    "classifier": ("roberta", peft.LoraConfig(**LORA, target_modules=["query", "value"], task_type="SEQ_CLS")),
+    "norms": ("opt", peft.LoraConfig(**LORA, target_modules=["fc1"], modules_to_save=["self_attn_layer_norm", "final_layer_norm"])),
+    "ia3": ("llama", peft.IA3Config(task_type="CAUSAL_LM")),
+    "ia3_conv1d": ("gpt2", peft.IA3Config(fan_in_fan_out=True)),
+    "ia3_bert": ("bert", peft.IA3Config(task_type="SEQ_CLS")),
+    "ia3_plain": ("opt", peft.IA3Config(target_modules=["k_proj", "v_proj", "fc2"], feedforward_modules=["fc2"])),
+    "ia3_other": ("llama_bias", peft.IA3Config(target_modules=["o_proj", "up_proj"], feedforward_modules=["o_proj"])),
+    "prompt": ("llama", peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)),
+    "prompt_vocabulary": ("gpt2", peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, prompt_tuning_init="SAMPLE_VOCAB")),
+    "prompt_bert": ("bert", peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4)),
+    "prefix": ("llama", peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)),
+    "prefix_plain": ("gpt2", peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)),
+    "prefix_zero": ("phi3", peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4, init_weights="zero")),
+    "prefix_mlp": (
+        "opt",
+        peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4, prefix_projection=True, encoder_hidden_size=6),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", THEIRS)
+def test_we_run_pefts(case, tmp_path):
+    name, config = THEIRS[case]
+    x, tolerance = inputs(name), TOLERANCE.get(name, EXACT)
+    model = peft.get_peft_model(tiny(name, torch.float64), copy.deepcopy(config), autocast_adapter_dtype=False)
+    if config.is_prompt_learning:
+        model.prompt_encoder["default"].double()
+    shake(value for value in model.parameters() if value.requires_grad)
+    model.save_pretrained(tmp_path / "a")
+    adapted = graft.load(tiny(name, torch.float64), tmp_path / "a")
+    ours = run_ours(adapted, x)
+    if case != "prefix_mlp":  # its MLP's own gradients are not those of the keys and values it made
+        agree(ours, run_theirs(model, x), tolerance)
+    else:
+        with torch.no_grad():
+            assert (text_only(model.eval()(**x).logits, x) - ours[0]).abs().max() < tolerance
+    adapted.save(tmp_path / "b")  # and what we save of it is what we read
+    again = graft.load(tiny(name, torch.float64), tmp_path / "b")
+    with torch.no_grad():
+        assert torch.equal(again.model(**x).logits, ours[0])
