@@ -1,5 +1,6 @@
 """Training: the exact loss, the guards, early stopping, and what is left behind when a run is stopped."""
 
+import copy
 import os
 import signal
 from dataclasses import replace
@@ -9,11 +10,14 @@ import pytest
 import torch
 from transformers import BertConfig, BertLMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from graft import train as training
+import graft.train as training
+from graft.compare.starts import start
 from graft.data import Example, Row
 from graft.errors import TrainingError
 from graft.interrupt import Interrupt
 from graft.meter import PeakMemory
+from graft.methods import METHODS
+from graft.model.adapted import adapt
 from graft.progress import Steps, duration
 from graft.recipe import factor
 from graft.train import TrainConfig, train
@@ -125,6 +129,22 @@ def test_checkpointing_changes_nothing():
     assert all(torch.allclose(x, y, atol=1e-6) for x, y in zip(plain.values(), checkpointed.values(), strict=True))
     assert not checkpointed.model.model.gradient_checkpointing
     assert not checkpointed.model.get_input_embeddings()._forward_hooks
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_on_a_bfloat16_base_and_leaves_it_as_it_was(name, tiny_llama, tiny_tokenizer):
+    model = copy.deepcopy(tiny_llama).to(torch.bfloat16)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    adapted = adapt(model, start(name, "Where is my card?"), tokenizer=tiny_tokenizer)
+    rows, fresh = examples(), [value.detach().clone() for value in adapted.parameters()]
+    config = replace(SETUP, max_steps=3, eval_every=1, patience=3)
+    result = train(adapted, tiny_tokenizer, rows, rows[:3], config, progress=False)
+    assert len(result.curve) == 3
+    assert all(value.dtype == torch.float32 for value in adapted.parameters())
+    assert not all(torch.equal(x, y) for x, y in zip(fresh, adapted.parameters(), strict=True))
+    adapted.detach()
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 def spoiled(monkeypatch, step, accum=1):

@@ -127,7 +127,7 @@ def changed(method: Method, changes: Sequence[str]) -> Method:
             value = text
         if isinstance(getattr(method, name), tuple) and isinstance(value, str):
             value = tuple(part.strip() for part in value.split(","))
-        values[name] = checked(f"{method.kind}.{name}", value, fields[name].type)  # type: ignore[arg-type]
+        values[name] = checked(f"{method.kind}.{name}", value, fields[name].type)
     return dataclasses.replace(method, **values)  # type: ignore[type-var]
 
 

@@ -25,7 +25,10 @@ def run_and_report(config: CompareConfig, console: Console, out: Console) -> Pat
 def demo_and_report(folder: Path, console: Console, out: Console) -> Path:
     """The demo: five methods of different families on generated orders, small enough for two cores and ten minutes."""
     train, test = demo.write(folder / "data")
-    full = f"graft compare --model smollm2 --data {train} --eval-data {test} --methods all --trials 3 --seeds 3 --max-steps 200 --output-dir {folder}-full"
+    full = (
+        f"graft compare --model smollm2 --data {train} --eval-data {test} --methods all "
+        f"--trials 3 --seeds 3 --max-steps 200 --output-dir {folder}-full"
+    )
     config = CompareConfig(
         model="smollm2", data=str(train), eval_data=str(test), output_dir=str(folder), methods=DEMO_METHODS, trials=1, seeds=1,
         max_steps=40, eval_limit=40, batch_size=16, shots=(4,), demo=True, command="make demo", full_command=full,

@@ -28,11 +28,12 @@ def zero_shot(bench: Bench) -> Fields:
 def in_context(bench: Bench) -> Fields:
     """Choose k on validation rows, then score the base with k examples; the record's fields. Raises DataError if none fits."""
     drawn = examples(bench)
-    judged = {count: validated(bench, drawn[:count]) for count in bench.config.shots if fits(bench, drawn[:count], count)}
-    if not judged:
+    possible = [count for count in bench.config.shots if fits(bench, drawn[:count], count)]
+    if not possible:
         raise DataError("no in-context example fits: the rows are plain text, or too long for the model's context.")
+    judged = {count: validated(bench, drawn[:count]) for count in possible} if len(possible) > 1 else {}
     sign = -1 if lower_is_better(bench.metric) else 1
-    count = max(judged, key=lambda k: (sign * judged[k], -k))
+    count = max(possible, key=lambda k: (sign * judged.get(k, 0.0), -k))
     shots = drawn[:count]
     positions = longer_by(bench, shots)
     length = min(LENGTH + positions, context(bench))
@@ -41,7 +42,7 @@ def in_context(bench: Bench) -> Fields:
         **untrained(positions),
         "shots": count,
         "config": {"shots": count, "validation": {str(k): value for k, value in judged.items()}},
-        "validation_score": judged[count],
+        "validation_score": judged.get(count),
         "latency_ms": {"unmerged": forward_ms(bench.loaded.model, length=length), "merged": None},
     }
 

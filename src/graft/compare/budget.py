@@ -93,7 +93,7 @@ def estimate(costs: Costs, job: Job, bounds: Bounds) -> float:
 
 def per_run(costs: Costs, job: Job, bounds: Bounds) -> float:
     """Seconds of one run beside its steps: evaluations of the validation loss, attaching, timing."""
-    rows = min(job.rows_validation, max(job.rows_step, job.rows_step * bounds.max_steps // 8))
+    rows = min(job.rows_validation, max(job.rows_step, job.rows_step * bounds.max_steps // 16))
     return EVALUATIONS * FORWARD * costs.step * rows / job.rows_step + costs.run
 
 

@@ -36,7 +36,7 @@ class Material:
     def validated(self, config: CompareConfig, bounds: Bounds) -> tuple[Example, ...]:
         """The validation examples of every run: all, or as many as keep one evaluation cheap beside the training."""
         least = config.batch_size * config.grad_accum
-        return self.validation_examples[: max(least, least * bounds.max_steps // 8)]
+        return self.validation_examples[: max(least, least * bounds.max_steps // 16)]
 
     @property
     def sha256(self) -> dict[str, str]:

@@ -109,8 +109,9 @@ def cached(model: Any, ids: Tensor | None = None, embeds: Tensor | None = None) 
     training = model.training
     model.eval()
     try:
+        # without the head, which is not needed and may be hooked (logits at chosen positions only);
         # a cache made without the config keeps every position, also in layers with a sliding window
-        out = model(input_ids=ids, inputs_embeds=embeds, use_cache=True, **{CACHE: DynamicCache()})
+        out = model.base_model(input_ids=ids, inputs_embeds=embeds, use_cache=True, **{CACHE: DynamicCache()})
     finally:
         model.train(training)
     cache = out.get(CACHE)

@@ -47,6 +47,15 @@ class Cell:
         return x
 
 
+def own(holder: nn.Module, key: str) -> nn.Parameter:
+    """The parameter itself: as an attribute, a twin's reads as its value in the base's dtype."""
+    path, _, name = key.rpartition(".")
+    found = holder.get_submodule(path)._parameters[name]
+    if found is None:
+        raise AttributeError(f"{key} is not a parameter here")
+    return found
+
+
 @dataclass(frozen=True, eq=False)
 class Station:
     """One part's method at one site of a module, with the names that its tensors have in the slot."""
@@ -58,7 +67,7 @@ class Station:
 
     def tensors(self, holder: nn.Module) -> Tensors:
         """The live tensors, by their own names, in the slot (or doorway) that holds them."""
-        return {name: holder.get_parameter(key) for name, key in self.names.items()}
+        return {name: own(holder, key) for name, key in self.names.items()}
 
     def source(self, form: Affine) -> str:
         """What the form reads: OWN, Y, or the path of the module whose input it is."""
