@@ -123,37 +123,6 @@ def test_precision_of_the_base_does_not_matter(tmp_path):
     assert {value.dtype for value in loaded.parameters()} == {torch.float32}
 
 
-# folders that hold something already
-
-
-def test_an_own_folder_is_exchanged_whole(tmp_path):
-    trained("llama", IA3()).save(tmp_path)
-    second = trained("llama", LoRA(r=2))
-    second.save(tmp_path)
-    assert torch.equal(logits(graft.load(tiny("llama"), tmp_path), "llama"), logits(second, "llama"))
-
-
-def test_files_of_others_stay(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    (tmp_path / "README.md").write_text("my own card")
-    (tmp_path / "checkpoint").mkdir()
-    trained("llama", IA3()).save(tmp_path)
-    trained("llama", LoRA(r=2)).save(tmp_path)
-    assert (tmp_path / "notes.txt").read_text() == "mine"
-    assert (tmp_path / "README.md").read_text() == "my own card"
-    names = sorted(file.name for file in tmp_path.iterdir())
-    assert names == ["README.md", "adapter_config.json", "adapter_model.safetensors", "checkpoint", "notes.txt"]
-    assert graft.load(tiny("llama"), tmp_path).adapter().parts[0][0].r == 2
-
-
-def test_a_link_stays_a_link(tmp_path):
-    (tmp_path / "real").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "real")
-    trained("llama", IA3()).save(tmp_path / "link")
-    assert (tmp_path / "link").is_symlink()
-    assert (tmp_path / "real" / "adapter_config.json").is_file()
-
-
 # the base
 
 

@@ -21,6 +21,7 @@ from graft.method import Tensors
 Reader = Callable[[dict[str, Any], Tensors, Ground], tuple[Part, ...]]
 READERS: dict[str, Reader] = {native.TYPE: native.read, **dict.fromkeys(peft.TYPES, peft.read)}
 FACTS = "graft"  # the metadata's key
+MAX_SAID = 1000  # characters of what is wrong with a folder, parts of which may be quoted
 
 __all__ = ["Ground", "read", "save"]
 
@@ -48,7 +49,7 @@ def read(folder: Path, ground: Ground) -> Adapter:
         facts = facts_of(metadata)
         parts = READERS[kind](config, tensors, ground)
     except (GraftError, OSError) as error:
-        raise AdapterError(f"cannot load the adapter in {folder}: {error}") from error
+        raise AdapterError(f"cannot load the adapter in {folder}: {str(error)[:MAX_SAID]}") from error
     base = facts.get("base") or config.get("base_model_name_or_path") or ""
     return Adapter(parts, facts.get("fingerprint", ""), str(base), facts.get("notes", {}))
 

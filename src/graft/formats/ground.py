@@ -10,12 +10,9 @@ from graft.site import LINEAR, Site
 
 @dataclass(frozen=True)
 class Ground:
-    """`sites` in the model's order; `tied`: paths of modules whose weight is another module's too; `value`: a parameter by its name
-    (dense, on the CPU), or None where the base has no such parameter.
-    """
+    """`sites` in the model's order; `value`: a parameter by its name (dense, on the CPU), or None where the base has none of it."""
 
     sites: tuple[Site, ...]
-    tied: frozenset[str]
     value: Callable[[str], Tensor | None]
 
     @property

@@ -51,7 +51,7 @@ def head(config: dict[str, Any], ground: Ground) -> tuple[Method, list[Site]] | 
     sites = [site for site in ground.modules if any(inside(site.path, name) for name in names)]
     if not sites:
         return None
-    tied = [site.path for site in sites if site.path in ground.tied]
+    tied = [site.path for site in sites if site.tied]
     if tied:
         raise AdapterError(f"it saves {shown(tied)} as a module of its own, which this model shares with another: untie the base first")
     for method in CHOICES:
@@ -65,7 +65,7 @@ def head(config: dict[str, Any], ground: Ground) -> tuple[Method, list[Site]] | 
 def fields(part: Part, main: Part, ground: Ground) -> dict[str, Any] | None:
     """`modules_to_save` for a second part; None where PEFT has no form for it beside the main part."""
     method, sites = part
-    if method not in CHOICES or any(site.path in ground.tied for site in sites) or set(sites) & set(main[1]):
+    if method not in CHOICES or any(site.tied for site in sites) or set(sites) & set(main[1]):
         return None
     paths = [site.path for site in sites]
     if method == Selective("head"):  # a RoBERTa head of two modules is one to PEFT

@@ -74,14 +74,16 @@ def whole(value: Any) -> Any:
 def method(config: dict[str, Any], ground: Ground, found: Sequence[str]) -> tuple[Method, list[Site]]:
     """The method and its sites. Raises AdapterError where targets match nothing, or modules that cannot be adapted."""
     sites = targeted(config, ground, found)
-    start = config.get("init_lora_weights", True)
+    start, dora = config.get("init_lora_weights", True), config.get("use_dora", False)
+    if not isinstance(dora, bool):
+        raise AdapterError(f"its config says use_dora = {str(dora)[:80]}, which is neither true nor false")
     if not isinstance(start, bool | str) or start not in STARTS:
         raise AdapterError(
             f"its config says init_lora_weights = {str(start)[:80]}, which changes the base's own weights: in peft, save it with "
             "path_initial_model_for_weight_conversion, which makes a plain LoRA of it"
         )
     own = {name: config[PEFT] for name, PEFT in FIELDS.items() if PEFT in config}
-    own |= {"kind": "dora" if config.get("use_dora") is True else "lora", "init_A": STARTS[start]}
+    own |= {"kind": "dora" if dora else "lora", "init_A": STARTS[start]}
     return naming(lambda targets: from_config(own | {"targets": list(targets)}), sites, ground.sites), sites
 
 

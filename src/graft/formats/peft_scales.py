@@ -13,8 +13,7 @@ from graft.formats.codec import ALL, ANY, Codec
 from graft.formats.ground import Ground, is_matrix
 from graft.formats.keys import keys
 from graft.formats.leaves import Leaf
-from graft.formats.names import cover, matched, naming
-from graft.formats.names import names_of as names_in
+from graft.formats.names import cover, matched, names_of, naming
 from graft.formats.peft_low_rank import ROOT, targeted
 from graft.method import Method, select
 from graft.methods.ia3 import IA3
@@ -75,7 +74,7 @@ def method(config: dict[str, Any], ground: Ground, found: Sequence[str]) -> tupl
     sites = targeted(config, ground, found)
     if config.get("feedforward_modules") is None:
         raise AdapterError("its config has no feedforward_modules, which say where inputs are scaled instead of outputs")
-    names = names_in(config, "feedforward_modules")
+    names = names_of(config, "feedforward_modules")
     ahead = [site for site in sites if is_ahead(names, site.path)]
     try:
         own = select(IA3(), ground.sites)

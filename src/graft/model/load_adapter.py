@@ -43,6 +43,6 @@ def check_base(adapter: Adapter, own: str, stored: dict[str, str], folder: str) 
         log.info("the adapter in %s was trained on weights stored as %s", folder, adapter.notes.get("weights", "dense numbers"))
     elif found:
         raise AdapterError(
-            f"the adapter in {folder} was made for another base ({adapter.base or 'without a name'}): this model differs in its "
+            f"the adapter in {folder} was made for another base ({adapter.base[:200]!r}): this model differs in its "
             f"{', '.join(found)}; force=True loads it all the same"
         )
