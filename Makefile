@@ -11,6 +11,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 RUNS := .venv/.runs
 DEVELOPS := .venv/.develops
 
+# Idle threads sleep instead of spinning: on a machine that does other work too, spinning makes a step up to 20 times slower.
+export OMP_WAIT_POLICY ?= passive
+
 .PHONY: install check test demo clean
 
 install: $(DEVELOPS)
