@@ -92,6 +92,7 @@ def test_every_run_is_recorded(whole):
     assert final.latency_ms["merged"]
     assert {site["role"] for site in final.sites} >= {"query", "up"}
     assert final.config["kind"] == "lora"
+    assert all(each.gated for each in found.runs)
     assert found.find("prompt/seed-0").context_positions == 20
     assert found.find("in-context").shots in (1, 2)
     assert found.find("in-context").context_positions > 0

@@ -1,11 +1,13 @@
 """Time and peak memory of a stretch of code, in seconds and bytes.
 
 CUDA: `torch.cuda.max_memory_allocated` of the device, reset at the start: tensors only, without the driver's context.
-Linux on the CPU: writing 5 to /proc/self/clear_refs resets the process's high-water mark, and VmHWM in /proc/self/status
-reads it: the whole process, the loaded base and the interpreter included. Elsewhere `ru_maxrss`, which cannot be reset:
-the peak since the process began.
+Linux on the CPU: freed memory is given back to the system (glibc keeps it otherwise), then writing 5 to /proc/self/clear_refs
+resets the process's high-water mark, which VmHWM in /proc/self/status reads: the whole process, the loaded base and the
+interpreter included. Elsewhere `ru_maxrss`, which cannot be reset: the peak since the process began.
 """
 
+import ctypes
+import gc
 import resource
 import sys
 import time
@@ -53,6 +55,10 @@ class PeakMemory:
 
 def reset_high_water() -> None:
     """Forget the process's peak so far, where the system allows it (Linux); elsewhere nothing happens."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
     try:
         CLEAR_REFS.write_text("5")
     except OSError:

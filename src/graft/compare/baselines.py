@@ -22,7 +22,7 @@ JUDGED = 50  # validation rows that choose k, at most
 def zero_shot(bench: Bench) -> Fields:
     """Score the base with the prompt alone; the record's fields."""
     model = bench.loaded.model
-    return scored(bench, model) | untrained(0) | {"latency_ms": {"unmerged": forward_ms(model), "merged": None}}
+    return scored(bench, model) | untrained(bench, 0) | {"latency_ms": {"unmerged": forward_ms(model), "merged": None}}
 
 
 def in_context(bench: Bench) -> Fields:
@@ -39,7 +39,7 @@ def in_context(bench: Bench) -> Fields:
     length = min(LENGTH + positions, context(bench))
     return {
         **scored(bench, bench.loaded.model, shots),
-        **untrained(positions),
+        **untrained(bench, positions),
         "shots": count,
         "config": {"shots": count, "validation": {str(k): value for k, value in judged.items()}},
         "validation_score": judged.get(count),
@@ -47,9 +47,9 @@ def in_context(bench: Bench) -> Fields:
     }
 
 
-def untrained(positions: int) -> Fields:
+def untrained(bench: Bench, positions: int) -> Fields:
     """What holds of every baseline."""
-    return {"trainable_parameters": 0, "adapter_bytes": 0, "context_positions": positions, "seed": 0}
+    return {"trainable_parameters": 0, "adapter_bytes": 0, "context_positions": positions, "seed": 0, "gated": bench.gated}
 
 
 def examples(bench: Bench) -> tuple[Row, ...]:

@@ -30,6 +30,7 @@ from graft.errors import DataError, GraftError
 from graft.evaluate import choose_metric
 from graft.meter import Clock
 from graft.model.base import fingerprint
+from graft.model.families import sites
 from graft.model.load import load
 from graft.progress import duration
 
@@ -87,7 +88,8 @@ def prepared(config: CompareConfig, progress: bool) -> Bench:
     loaded = load(config.model, nf4=config.nf4)
     material = gather(config, loaded.tokenizer)
     metric = choose_metric(material.test.rows) if config.metric == "auto" else config.metric
-    return Bench(config, by_hand(config, Bounds()), loaded, material, metric, fingerprint(loaded.model), progress)
+    gated = any(site.gated for site in sites(loaded.model))
+    return Bench(config, by_hand(config, Bounds()), loaded, material, metric, fingerprint(loaded.model), gated, progress)
 
 
 def begun(bench: Bench, names: Sequence[str], console: Console) -> Bench:

@@ -48,6 +48,7 @@ class Bench:
     material: Material
     metric: str
     fingerprint: str
+    gated: bool
     progress: bool = True
 
     @property
@@ -114,7 +115,7 @@ def described(bench: Bench, name: str, adapted: Adapted) -> Fields:
         "mergeable": not adapted.mergeable,
         "context_positions": adapted.context_positions,
         "sites": places(adapted),
-        "gated": any(site.gated for _, site in adapted.sites),
+        "gated": bench.gated,
     }
 
 
