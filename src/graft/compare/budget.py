@@ -10,6 +10,7 @@ useful number; bounds given by hand stay as they are. All methods get the same s
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -107,9 +108,9 @@ def scoring(costs: Costs, job: Job, bounds: Bounds) -> float:
 def fit_budget(config: CompareConfig, costs: Costs, job: Job, total: float) -> Bounds:
     """The bounds that fit in `total` seconds. Raises DataError if not even the smallest choice does and nothing was set by hand."""
     tried = [bounds_for(config, costs, job, RESERVE * total, trials, seeds) for trials, seeds in CHOICES]
-    most = max(LEAST_STEPS, EPOCHS * job.rows_train // job.rows_step)
+    useful = min(USEFUL_STEPS, most_steps(job))
     for bounds in tried:
-        if bounds.max_steps >= (config.max_steps or min(USEFUL_STEPS, most)) and estimate(costs, job, bounds) <= total:
+        if bounds.max_steps >= (config.max_steps or useful) and estimate(costs, job, bounds) <= total:
             return bounds
     least = tried[-1]
     if least.max_steps < LEAST_STEPS and config.max_steps is None:
@@ -119,16 +120,22 @@ def fit_budget(config: CompareConfig, costs: Costs, job: Job, total: float) -> B
     return least
 
 
+def most_steps(job: Job) -> int:
+    """Steps of EPOCHS passes over the training rows."""
+    return max(LEAST_STEPS, EPOCHS * job.rows_train // job.rows_step)
+
+
 def bounds_for(config: CompareConfig, costs: Costs, job: Job, total: float, trials: int, seeds: int) -> Bounds:
     """With so many rates and seeds, unless set by hand: as many test rows as their share allows, then as many steps as are left."""
     bounds = by_hand(config, Bounds(trials, seeds, 1, 1))
     if config.eval_limit is None:
-        row = scoring(costs, job, bounds)
-        bounds = replace(bounds, eval_limit=min(job.rows_test, max(LEAST_ROWS, int(SCORING * total / max(row, 1e-9)))))
+        counts = range(1, job.rows_test + 1)
+        fitting = bisect_right(counts, SCORING * total, key=lambda rows: scoring(costs, job, replace(bounds, eval_limit=rows)))
+        bounds = replace(bounds, eval_limit=min(job.rows_test, max(LEAST_ROWS, fitting)))
     if config.max_steps is None:
-        most = max(LEAST_STEPS, EPOCHS * job.rows_train // job.rows_step)
-        left = (total - scoring(costs, job, bounds)) / (job.methods * bounds.runs) - per_run(costs, job, replace(bounds, max_steps=most))
-        bounds = replace(bounds, max_steps=max(1, min(most, int(left / costs.step))))
+        counts = range(1, most_steps(job) + 1)
+        fitting = bisect_right(counts, total, key=lambda steps: estimate(costs, job, replace(bounds, max_steps=steps)))
+        bounds = replace(bounds, max_steps=max(1, fitting))
     return bounds
 
 

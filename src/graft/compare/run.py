@@ -51,7 +51,7 @@ def compare(config: CompareConfig, *, console: Console | None = None, progress: 
     """Run, or go on with, the comparison that `config` describes; returns the path of its records.
 
     Raises GraftError before anything is run if something asked for does not exist or the folder holds another comparison, and
-    KeyboardInterrupt, with the way to go on as its text, when it is stopped.
+    KeyboardInterrupt, once the way to go on is printed, when it is stopped.
     """
     console = console or Console(stderr=True)
     if config.budget is not None:
@@ -67,7 +67,8 @@ def compare(config: CompareConfig, *, console: Console | None = None, progress: 
             perform_method(bench, name, tasks, console)
     except KeyboardInterrupt:
         done = sum(run.status == "done" for run in known(bench).values())
-        text = f"stopped; {done} of {tasks} runs are recorded in {file_of(bench)}. The same command goes on from there."
+        text = f"Stopped; {done} of {tasks} runs are recorded in {file_of(bench)}. The same command goes on from there."
+        console.print(f"\n{text}", highlight=False, markup=False, soft_wrap=True)
         raise KeyboardInterrupt(text) from None
     return file_of(bench)
 
