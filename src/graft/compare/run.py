@@ -28,6 +28,7 @@ from graft.compare.starts import chosen
 from graft.compare.trials import BaseChanged, Bench, Fields, best_rate, final, trial
 from graft.errors import DataError, GraftError
 from graft.evaluate import choose_metric
+from graft.kernels import nf4
 from graft.meter import Clock
 from graft.model.base import fingerprint
 from graft.model.families import sites
@@ -124,7 +125,8 @@ def begun(bench: Bench, names: Sequence[str], console: Console) -> Bench:
 def plan(bench: Bench, names: Sequence[str]) -> dict[str, Any]:
     """The first line of the records."""
     config, bounds, material, loaded = bench.config, bench.bounds, bench.material, bench.loaded
-    parameters = sum(value.numel() for value in loaded.model.parameters())
+    values = loaded.model.parameters()
+    parameters = sum(value.quant_state.shape.numel() if nf4.is_packed(value) else value.numel() for value in values)
     sizes = {"rows_train": len(material.train), "rows_validation": len(material.validation), "rows_eval": len(material.scored(bounds))}
     files = {"train": Path(config.data).name, "eval": Path(config.eval_data).name if config.eval_data else "held out of the training file"}
     return {
