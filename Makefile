@@ -41,7 +41,7 @@ check: install
 	$(BIN)/mypy
 
 test: install
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 -m "not slow"
 
 demo: $(RUNS)
 	$(BIN)/graft demo --output-dir runs/demo
