@@ -50,7 +50,7 @@ BUGS = [
         "return replace(form, c=spread(form.c, 0.0)",
         "rows outside a fused projection's own are zeroed",
     ),
-    ("virtual_tokens.py", "return None if self.seen is None else self.seen[:, None, :]", "return None", "a row sees another row's prefix"),
+    ("attention.py", "return None if self.seen is None else self.seen[:, None, :]", "return None", "a row sees another row's prefix"),
     ("virtual_tokens.py", "logits[:, n:]", "logits[:, :-n]", "a prompt's logits are trimmed at the wrong end"),
     (
         "merge.py",

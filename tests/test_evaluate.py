@@ -8,11 +8,10 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from graft import evaluate, metrics
-from graft.answer import generate
 from graft.data import Message, Row, prompt_ids, tokenise
 from graft.errors import DataError
-from graft.evaluate import Scores, choose_metric, loss, score
+from graft.evaluate import Scores, choose_metric, loss, metrics, score, scoring
+from graft.evaluate.answer import generate
 
 
 def row(prompt="Where?", completion="Here.", **rest):
@@ -89,7 +88,7 @@ def test_a_prompt_longer_than_the_context_loses_its_left_end_and_is_counted(tiny
 
 
 def test_a_leading_block_of_reasoning_is_not_the_answer():
-    from graft.answer import spoken
+    from graft.evaluate.answer import spoken
 
     assert spoken("<think>\nhm </think>\n\ncard ") == "card"
     assert spoken("card <think>") == "card <think>"
@@ -174,7 +173,7 @@ def test_progress_counts_rows_to_the_end(tiny_llama, tiny_tokenizer):
 
 def by_texts(monkeypatch, rows, texts, metric):
     """Score as if the model had written `texts`."""
-    monkeypatch.setattr(evaluate, "generate", lambda *_: (list(texts), 0))
+    monkeypatch.setattr(scoring, "generate", lambda *_: (list(texts), 0))
     return score(torch.nn.Module(), None, rows, metric=metric)
 
 
@@ -198,7 +197,7 @@ def test_similarity_metrics_stand_beside_each_other(monkeypatch):
     bleu = by_texts(monkeypatch, rows, texts, "bleu")
     assert bleu.value == result.others["bleu"] == metrics.bleu(texts, [one.references for one in rows]).value
     assert len(bleu.per_item) == 2
-    monkeypatch.setattr(evaluate, "find_spec", lambda name: None)
+    monkeypatch.setattr(scoring, "find_spec", lambda name: None)
     assert set(by_texts(monkeypatch, rows, texts, "rougeL").others) == {"rouge1", "rouge2"}
 
 

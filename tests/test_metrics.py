@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graft import metrics
 from graft.errors import GraftError
+from graft.evaluate import metrics
 
 
 @pytest.mark.parametrize(

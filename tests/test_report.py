@@ -10,8 +10,8 @@ import synthetic_records as synthetic
 from graft.compare import records
 from graft.compare.records import read
 from graft.compare.report import recommendation, summary_table, write_report
-from graft.compare.summary import summarise
-from graft.compare.verdict import headline
+from graft.compare.report.summary import summarise
+from graft.compare.report.verdict import headline
 from synthetic_records import PLAN, RUN
 
 

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from graft.compare import labels, records, wording
-from graft.compare.blocks import badges, block_svg, roles_text
-from graft.compare.summary import Row
+from graft.compare import records, wording
+from graft.compare.report import labels
+from graft.compare.report.blocks import badges, block_svg, roles_text
+from graft.compare.report.summary import Row
 
 
 @pytest.mark.parametrize(

@@ -10,17 +10,17 @@ import pytest
 import torch
 from transformers import BertConfig, BertLMHeadModel, LlamaConfig, LlamaForCausalLM
 
-import graft.train as training
 from graft.compare.starts import start
 from graft.data import Example, Row
 from graft.errors import TrainingError
-from graft.interrupt import Interrupt
-from graft.meter import PeakMemory
 from graft.methods import METHODS
 from graft.model.adapted import adapt
-from graft.progress import Steps, duration
-from graft.recipe import factor
 from graft.train import TrainConfig, train
+from graft.train import loop as training
+from graft.train.interrupt import Interrupt
+from graft.train.meter import PeakMemory
+from graft.train.progress import Steps, duration
+from graft.train.recipe import factor
 
 TOKENIZER = SimpleNamespace(pad_token_id=0, eos_token_id=1)
 SETUP = TrainConfig(learning_rate=1e-2, max_steps=6, batch_size=4, warmup=0.0)

@@ -26,8 +26,8 @@ from graft.model.adapted import Adapted, adapt
 from graft.model.load import Loaded, load, tokenizer_of
 from graft.model.load_adapter import load as load_adapter
 from graft.model.merge import merge
-from graft.recipe import TrainConfig
 from graft.train import train
+from graft.train.recipe import TrainConfig
 
 PREVIEWED = 64  # rows read for a preview's counts
 GAPS = {torch.float64: 1e-6, torch.float32: 1e-2}

@@ -20,8 +20,8 @@ from graft.compare.baselines import JUDGED
 from graft.compare.settings import Bounds, CompareConfig, by_hand
 from graft.compare.trials import EVALUATIONS, Bench, attached, fit, scored
 from graft.errors import DataError
-from graft.meter import Clock
-from graft.progress import duration
+from graft.train.meter import Clock
+from graft.train.progress import duration
 
 UNITS = {"h": 3600, "m": 60, "s": 1}
 CHOICES = ((3, 3), (3, 2), (3, 1), (1, 1))  # (learning rates, seeds), the richest first

@@ -29,11 +29,11 @@ from graft.compare.trials import BaseChanged, Bench, Fields, best_rate, final, t
 from graft.errors import DataError, GraftError
 from graft.evaluate import choose_metric
 from graft.kernels import nf4
-from graft.meter import Clock
 from graft.model.base import fingerprint
 from graft.model.families import sites
 from graft.model.load import load
-from graft.progress import duration
+from graft.train.meter import Clock
+from graft.train.progress import duration
 
 SCHEMA = records.SCHEMA
 

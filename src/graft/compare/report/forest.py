@@ -3,9 +3,9 @@
 from math import ceil, floor, log10
 
 from graft.compare import wording
-from graft.compare.canvas import escaped
-from graft.compare.markup import section
-from graft.compare.summary import Row, Summary
+from graft.compare.report.canvas import escaped
+from graft.compare.report.markup import section
+from graft.compare.report.summary import Row, Summary
 
 
 def forest_section(summary: Summary) -> str:

@@ -1,7 +1,7 @@
 """Pieces of HTML that several sections of the page are built from. Arguments called `intro`, `body`, `cell` are markup already."""
 
-from graft.compare.canvas import escaped
-from graft.compare.catalogue import Family
+from graft.compare.report.canvas import escaped
+from graft.compare.report.catalogue import Family
 
 SHAPES = {
     "o": '<circle cx="6" cy="6" r="5"/>',

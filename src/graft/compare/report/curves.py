@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from graft.compare import wording
-from graft.compare.canvas import FONT, Canvas, Plot, blank, finish, matplotlib, short
-from graft.compare.labels import spread
 from graft.compare.records import Run
-from graft.compare.summary import Row, Summary
+from graft.compare.report.canvas import FONT, Canvas, Plot, blank, finish, matplotlib, short
+from graft.compare.report.labels import spread
+from graft.compare.report.summary import Row, Summary
 
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (2, 1.6)), (0, (6, 2, 1.5, 2)), (0, (1, 1.2)))
 Line = tuple[Row, list[float], list[float]]

@@ -1,10 +1,10 @@
 """What a comparison was: the sentence under the headline, the demo's banner, what is missing, and how everything was measured."""
 
 from graft.compare import wording
-from graft.compare.canvas import escaped
-from graft.compare.markup import facts, section, small
 from graft.compare.records import Plan
-from graft.compare.summary import Summary
+from graft.compare.report.canvas import escaped
+from graft.compare.report.markup import facts, section, small
+from graft.compare.report.summary import Summary
 
 
 def lede(summary: Summary) -> str:

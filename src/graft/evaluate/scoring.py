@@ -12,11 +12,11 @@ from importlib.util import find_spec
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
-from graft import metrics
-from graft.answer import Progress, context, evaluating, generate
 from graft.data import Row
 from graft.errors import DataError
-from graft.likelihood import candidates, losses, ranked
+from graft.evaluate import metrics
+from graft.evaluate.answer import Progress, context, evaluating, generate
+from graft.evaluate.likelihood import candidates, losses, ranked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -1,7 +1,7 @@
 """The recommendation in plain words: one sentence and its reasons, from a summary alone."""
 
 from graft.compare import wording
-from graft.compare.summary import Row, Summary
+from graft.compare.report.summary import Row, Summary
 
 
 def headline(summary: Summary) -> tuple[str, str]:

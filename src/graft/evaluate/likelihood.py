@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from graft.answer import Progress, by_length, evaluating, padding, tell
 from graft.data import IGNORED, Example, Row, collate, tokenise
 from graft.errors import DataError
+from graft.evaluate.answer import Progress, by_length, evaluating, padding, tell
 from graft.model import supervised
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from math import inf
 
 from graft.compare import statistics, wording
-from graft.compare.catalogue import Entry, entry
 from graft.compare.records import Plan, Records, Run
+from graft.compare.report.catalogue import Entry, entry
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from importlib.resources import files
 from string import Template
 
-from graft.compare import canvas
-from graft.compare.account import demo_banner, lede, missing_section, setup_section
-from graft.compare.blocks import LEGEND, block_svg, roles_text
-from graft.compare.canvas import Plot, escaped
-from graft.compare.catalogue import FAMILIES
-from graft.compare.forest import forest_section
-from graft.compare.markup import section, shape
-from graft.compare.numbers import numbers_section
-from graft.compare.summary import Row, Summary
-from graft.compare.verdict import headline, reasons
+from graft.compare.report import canvas
+from graft.compare.report.account import demo_banner, lede, missing_section, setup_section
+from graft.compare.report.blocks import LEGEND, block_svg, roles_text
+from graft.compare.report.canvas import Plot, escaped
+from graft.compare.report.catalogue import FAMILIES
+from graft.compare.report.forest import forest_section
+from graft.compare.report.markup import section, shape
+from graft.compare.report.numbers import numbers_section
+from graft.compare.report.summary import Row, Summary
+from graft.compare.report.verdict import headline, reasons
 
 WIDE, NARROW, FULL = 558, 344, 1178  # what the cards leave for a drawing
 
@@ -53,7 +53,7 @@ def page(summary: Summary, plots: Sequence[Plot]) -> str:
 
 def asset(name: str) -> str:
     """Read one of the page's own files."""
-    return files("graft.compare").joinpath(name).read_text(encoding="utf-8")
+    return files("graft.compare.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def reasons_list(summary: Summary) -> str:

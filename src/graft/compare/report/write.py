@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
-from graft.compare import canvas, records
-from graft.compare.canvas import Plot
-from graft.compare.numbers import plain_rows
-from graft.compare.page import page
-from graft.compare.plots import all_plots
+from graft.compare import records
 from graft.compare.records import Records
-from graft.compare.summary import Summary, summarise
-from graft.compare.verdict import headline, reasons
+from graft.compare.report import canvas
+from graft.compare.report.canvas import Plot
+from graft.compare.report.numbers import plain_rows
+from graft.compare.report.page import page
+from graft.compare.report.plots import all_plots
+from graft.compare.report.summary import Summary, summarise
+from graft.compare.report.verdict import headline, reasons
 from graft.files import atomic_write
 
 PNG_WIDTH, PNG_WIDE = 640, 960

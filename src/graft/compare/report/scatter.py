@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from graft.compare import wording
-from graft.compare.canvas import FONT, Canvas, Plot, blank, finish, matplotlib, score_label, short
-from graft.compare.labels import Box, place_labels, spread
-from graft.compare.summary import Row, Summary
+from graft.compare.report.canvas import FONT, Canvas, Plot, blank, finish, matplotlib, score_label, short
+from graft.compare.report.labels import Box, place_labels, spread
+from graft.compare.report.summary import Row, Summary
 
 
 @dataclass(frozen=True)

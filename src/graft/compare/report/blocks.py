@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from graft.compare import wording
-from graft.compare.canvas import escaped
-from graft.compare.summary import Row
+from graft.compare.report.canvas import escaped
+from graft.compare.report.summary import Row
 
 WIDTH, HEIGHT = 220, 328
 SUMS = (176, 278)  # where sublayers are added to the residual line

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from graft.compare import wording
-from graft.compare.canvas import escaped
-from graft.compare.catalogue import entry
-from graft.compare.markup import section, small
-from graft.compare.summary import Row, Summary
+from graft.compare.report.canvas import escaped
+from graft.compare.report.catalogue import entry
+from graft.compare.report.markup import section, small
+from graft.compare.report.summary import Row, Summary
 from graft.compare.wording import NBSP
 
 

@@ -5,7 +5,7 @@ tokens of the step, divided by their number, so that `grad_accum` batches give t
 computed at supervised positions only. The base stays in the dtype it was loaded in and the trained tensors are its owner's
 (fp32 masters), so there is no autocast and no loss scaling.
 
-Guards (graft.guards) stop a run before the optimizer's step: a loss or a gradient that is not finite, a batch without a
+Guards (graft.train.guards) stop a run before the optimizer's step: a loss or a gradient that is not finite, a batch without a
 supervised token, a module that no gradient reaches in the first two steps. Ctrl-C waits for the end of the step.
 """
 
@@ -21,15 +21,15 @@ from accelerate import Accelerator
 from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from graft import guards
 from graft.data import Example, collate, epochs
 from graft.errors import TrainingError
-from graft.interrupt import Interrupt
-from graft.meter import PeakMemory
 from graft.model.checkpointing import checkpointed
 from graft.model.supervised import logits_at
-from graft.progress import Steps
-from graft.recipe import Step, TrainConfig, TrainResult, factor
+from graft.train import guards
+from graft.train.interrupt import Interrupt
+from graft.train.meter import PeakMemory
+from graft.train.progress import Steps
+from graft.train.recipe import Step, TrainConfig, TrainResult, factor
 
 __all__ = ["Step", "TrainConfig", "TrainResult", "Trainable", "token_losses", "train"]
 

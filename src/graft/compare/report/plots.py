@@ -1,10 +1,10 @@
 """The report's plots, in the order in which a page shows them."""
 
 from graft.compare import wording
-from graft.compare.canvas import Plot
-from graft.compare.curves import learning, rates
-from graft.compare.scatter import Axis, costs
-from graft.compare.summary import Summary
+from graft.compare.report.canvas import Plot
+from graft.compare.report.curves import learning, rates
+from graft.compare.report.scatter import Axis, costs
+from graft.compare.report.summary import Summary
 
 
 def all_plots(summary: Summary) -> list[Plot]:
