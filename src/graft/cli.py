@@ -1,7 +1,7 @@
 """The command line: arguments to one function call each, no logic.
 
 Our own modules are imported inside the commands, and only here, so that `graft --help` needs no torch. One of Graft's own errors is
-printed as one sentence and exits with 2; Ctrl-C exits with 130.
+printed as one sentence and exits with 2, as is the system's (a full disk); Ctrl-C exits with 130.
 """
 
 import shlex
@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+
+from graft.errors import GraftError
 
 app = typer.Typer(
     name="graft",
@@ -228,12 +230,7 @@ def main() -> None:
     """Run the command line and exit."""
     try:
         app()
-    except KeyboardInterrupt as stop:
-        err.print(f"Stopped: {stop}" if str(stop) else "Stopped.", highlight=False)
-        sys.exit(130)
-    except Exception as error:
-        if "graft.errors" not in sys.modules or not isinstance(error, sys.modules["graft.errors"].GraftError):
-            raise
+    except (GraftError, OSError) as error:
         err.print(f"Error: {error}", style="red", highlight=False, markup=False)
         sys.exit(2)
 

@@ -1,0 +1,205 @@
+"""The command line as a user meets it: its flags, its speed, a whole job from files to files, and its errors."""
+
+import errno
+import json
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+import typer.main
+from graft_rows import write_rows
+
+from graft import cli
+
+FLAGS = {
+    "compare": "bad-rows batch-size budget checkpointing config data eval-data eval-limit full grad-accum max-length max-steps methods metric "
+    "model nf4 output-dir seed seeds trials",
+    "report": "",
+    "demo": "output-dir",
+    "preview": "bad-rows data max-length model rows",
+    "train": "bad-rows batch-size checkpointing clip config data epochs eval-data eval-every grad-accum learning-rate max-length max-steps "
+    "method metric model nf4 output-dir patience schedule seed set tracker warmup weight-decay",
+    "eval": "adapter batch-size data eval-limit metric model nf4",
+    "merge": "adapter data max-gap model nf4 output-dir rows",
+    "plan": "model",
+    "doctor": "",
+}
+
+
+def test_the_flags_are_these_and_no_others():
+    commands = typer.main.get_command(cli.app).commands
+    found = {
+        name: sorted(option.removeprefix("--") for parameter in command.params for option in parameter.opts if option.startswith("--"))
+        for name, command in commands.items()
+    }
+    assert found == {name: flags.split() for name, flags in FLAGS.items()}
+
+
+def test_help_needs_no_torch_and_half_a_second():
+    code = "import sys; sys.argv = ['graft', '--help']\ntry:\n    from graft.cli import main; main()\nfinally:\n    print('torch' in sys.modules)"
+    spent = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        assert run.stdout.rstrip().endswith("False")
+        assert "compare" in run.stdout
+    assert min(spent) < 0.5
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, tiny_llama, tiny_tokenizer):
+    folder = tmp_path_factory.mktemp("cli")
+    tiny_llama.save_pretrained(folder / "base")
+    tiny_tokenizer.save_pretrained(folder / "base")
+    write_rows(folder / "train.jsonl", 24)
+    write_rows(folder / "test.jsonl", 6)
+    return folder
+
+
+@pytest.fixture
+def graft(place, monkeypatch, capsys):
+    """Runs a command in the folder; gives its exit code and everything it printed."""
+
+    def run(*words):
+        monkeypatch.chdir(place)
+        monkeypatch.setattr(sys, "argv", ["graft", *map(str, words)])
+        monkeypatch.setenv("COLUMNS", "200")
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code
+        printed = capsys.readouterr()
+        return code or 0, printed.out + printed.err
+
+    monkeypatch.setattr(cli.out, "_file", None)
+    return run
+
+
+JOB = ("--model", "base", "--data", "train.jsonl", "--max-steps", "2", "--batch-size", "4")
+
+
+def test_train_then_eval_then_merge(graft, place):
+    code, printed = graft("train", *JOB, "--output-dir", "a", "--set", "r=2", "--eval-data", "test.jsonl", "--metric", "loss")
+    assert code == 0, printed
+    assert json.loads((place / "a" / "run.json").read_text())["job"]["set"] == ["r=2"]
+    assert json.loads((place / "a" / "adapter_config.json").read_text())["r"] == 2
+    code, printed = graft("eval", "--model", "base", "--adapter", "a", "--data", "test.jsonl", "--metric", "loss")
+    assert code == 0
+    assert "loss" in printed
+    code, printed = graft("merge", "--model", "base", "--adapter", "a", "--data", "test.jsonl", "--output-dir", "merged", "--rows", "3")
+    assert code == 0, printed
+    assert "largest gap" in printed
+    code, printed = graft("eval", "--model", "merged", "--data", "test.jsonl", "--metric", "loss")
+    assert code == 0
+
+
+def test_a_merge_over_the_bound_fails_and_saves_nothing(graft, place):
+    assert graft("train", *JOB, "--output-dir", "b", "--learning-rate", "0.5")[0] == 0
+    code, printed = graft(
+        "merge", "--model", "base", "--adapter", "b", "--data", "test.jsonl", "--output-dir", "over", "--max-gap", "0", "--rows", "2"
+    )
+    assert code == 2
+    assert "over the bound" in printed
+    assert not (place / "over").exists()
+    assert not [name for name in os.listdir(place) if name.endswith(".tmp")]
+
+
+def test_a_comparison_and_its_report(graft, place):
+    words = (
+        "compare",
+        *JOB,
+        "--eval-data",
+        "test.jsonl",
+        "--methods",
+        "lora,ia3",
+        "--trials",
+        "1",
+        "--metric",
+        "loss",
+        "--output-dir",
+        "runs",
+    )
+    code, printed = graft(*words)
+    assert code == 0, printed
+    page = place / "runs" / "report.html"
+    first = page.read_bytes()
+    page.unlink()
+    assert graft("report", "runs")[0] == 0
+    assert page.read_bytes() == first
+    code, printed = graft(*words)
+    assert code == 0
+    assert "Going on" in printed
+
+
+def test_preview_marks_tokens(graft):
+    code, printed = graft("preview", "--model", "base", "--data", "train.jsonl", "--rows", "1")
+    assert code == 0
+    assert "trained" in printed
+
+
+def test_plan_counts(graft):
+    code, printed = graft("plan", "--model", "base")
+    assert code == 0
+    assert "100.000%" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("train", *JOB, "--output-dir", "x", "--set", "rank=4"), "has the fields r, alpha"),
+        (("train", *JOB, "--output-dir", "x", "--set", "targets=querry"), "matches nothing in this model. Roles here:"),
+        (("train", *JOB, "--output-dir", "x", "--method", "lorra"), "there is no method 'lorra'"),
+        (("train", *JOB, "--output-dir", "x", "--learing-rate", "1"), "No such option: --learing-rate"),
+        (("train", "--model", "base", "--output-dir", "x"), "--data"),
+        (("train", *JOB, "--output-dir", "x", "--method", "bias", "--set", "add=false"), "BiasOnly(add=True)"),
+        (("train", *JOB[:2], "--data", "bad.jsonl", "--output-dir", "x"), "bad.jsonl:2"),
+        (("train", "--model", "nowhere/at/all", *JOB[2:], "--output-dir", "x"), "there is no model"),
+        (("compare", *JOB, "--output-dir", "x", "--config", "typo.yaml"), "did you mean 'max_steps'"),
+        (("eval", "--model", "base", "--adapter", "elsewhere", "--data", "test.jsonl"), "elsewhere"),
+    ],
+)
+def test_each_mistake_gets_one_sentence_and_leaves_nothing(graft, place, words, said):
+    (place / "bad.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n')
+    (place / "typo.yaml").write_text("max_step: 3\n")
+    code, printed = graft(*words)
+    assert code == 2
+    assert said in " ".join(printed.split())
+    assert "Traceback" not in printed
+    assert not (place / "x").exists()
+
+
+def test_a_full_disk_while_saving_is_said_and_leaves_nothing_half_written(graft, place, monkeypatch):
+    def full(fd):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    code, printed = graft("train", *JOB, "--output-dir", "full")
+    assert code == 2
+    assert "No space left on device" in printed
+    assert not (place / "full").exists()
+    assert not [name for name in os.listdir(place) if name.endswith(".tmp")]
+
+
+def test_a_nan_in_training_names_the_step_and_the_rows(graft, place):
+    code, printed = graft("train", *JOB, "--output-dir", "nan", "--learning-rate", "1e30", "--clip", "0", "--max-steps", "9")
+    assert code == 2
+    assert "train.jsonl:" in printed
+    assert "step" in printed
+    assert not (place / "nan").exists()
+
+
+def test_an_adapter_on_another_base_is_refused(graft, place, tiny_llama, tiny_tokenizer):
+    import copy
+
+    assert graft("train", *JOB, "--output-dir", "own")[0] == 0
+    other = copy.deepcopy(tiny_llama)
+    other.lm_head.weight.data.mul_(1.5)
+    other.save_pretrained(place / "other")
+    tiny_tokenizer.save_pretrained(place / "other")
+    code, printed = graft("eval", "--model", "other", "--adapter", "own", "--data", "test.jsonl", "--metric", "loss")
+    assert code == 2
+    assert "differs in its weights" in " ".join(printed.split())
