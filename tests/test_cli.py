@@ -9,13 +9,13 @@ import sys
 
 import pytest
 import typer.main
-from graft_rows import write_rows
 
 from graft import cli
+from graft_rows import write_rows
 
 FLAGS = {
-    "compare": "bad-rows batch-size budget checkpointing config data eval-data eval-limit full grad-accum max-length max-steps methods metric "
-    "model nf4 output-dir seed seeds trials",
+    "compare": "bad-rows batch-size budget checkpointing config data eval-data eval-limit full grad-accum max-length max-steps "
+    "methods metric model nf4 output-dir seed seeds trials",
     "report": "",
     "demo": "output-dir",
     "preview": "bad-rows data max-length model rows",
@@ -38,7 +38,8 @@ def test_the_flags_are_these_and_no_others():
 
 
 def test_help_needs_no_torch_and_half_a_second():
-    code = "import sys; sys.argv = ['graft', '--help']\ntry:\n    from graft.cli import main; main()\nfinally:\n    print('torch' in sys.modules)"
+    lines = ["import sys; sys.argv = ['graft', '--help']", "try:", "    from graft.cli import main; main()"]
+    code = "\n".join([*lines, "finally:", "    print('torch' in sys.modules)"])
     spent = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
