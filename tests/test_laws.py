@@ -349,3 +349,29 @@ def test_a_trained_head_that_was_tied_is_untied_by_a_merge_and_the_config_says_s
     close(logits(adapted.model, inputs("llama_bias")), expected, ONE_PRECISION)
     graft.unmerge(adapted)
     assert adapted.model.config.tie_word_embeddings is True
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_an_evaluation_sees_what_a_fused_optimizer_just_did(setting):
+    adapted = made("gpt2", setting, torch.float32)
+    model, batch = adapted.model, inputs("gpt2")
+    before = logits(model, batch)
+    model(**batch).logits.square().sum().backward()
+    torch.optim.AdamW(adapted.parameters(), lr=0.1, fused=True).step()
+    after = logits(model, batch)
+    assert not torch.equal(after, before)
+    with torch.enable_grad():
+        close(model(**batch).logits.detach(), after, ONE_PRECISION)
+    for value in adapted.parameters():
+        value.data.mul_(1.5)  # leaves no version either; a call of eval() is enough
+    model.eval()
+    close(model(**batch).logits.detach(), logits(model, batch), ONE_PRECISION)
+    adapted.route(["live", "live"])
+    close(logits(model, batch), model(**batch).logits.detach(), ONE_PRECISION)
+    adapted.route(None)
+    model(**batch).logits.square().sum().backward()
+    torch.optim.AdamW(adapted.parameters(), lr=0.1, fused=True).step()
+    adapted.route(["live", "live"])
+    mixed = logits(model, batch)
+    adapted.route(None)
+    close(mixed, logits(model, batch), ONE_PRECISION)

@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 import torch.nn as nn
-from settings import MERGEABLE, SETTINGS
-from tiny import inputs, tiny
 
 import graft
 from graft.kernels import nf4
 from graft.model.base import fingerprint
+from settings import MERGEABLE, SETTINGS
+from tiny import inputs, tiny
 
 bnb = pytest.importorskip("bitsandbytes")
 FAMILIES = ("llama_bias", "phi3", "bert")

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,16 @@ GGUF_INSTALL = "pip install 'graft-peft[gguf]'"
 BROKEN = "check that the .gguf file is complete and of an architecture that transformers can read"
 NOTE = "graft_note"  # key in a converted folder's config.json: what its weights went through
 UNQUANTISED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+SPECIAL = {"bos_token": "bos_token_id", "eos_token": "eos_token_id", "unk_token": "unknown_token_id"}
 PADS = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What matters of a GGUF file's header: the type most weights are stored in (`Q4_1`), and the ids of its special tokens by role."""
+
+    kind: str
+    special: dict[str, int]
 
 
 def gguf_file(name: str) -> Path | None:
@@ -101,33 +111,50 @@ def convert(file: Path, folder: Path) -> None:
     weights on machines that compute in bfloat16 and in float32.
     """
     with as_model_error(file.name, BROKEN):
-        kind = main_type(file)
+        header = read_header(file)
     where: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
     with quiet(), steps(f"Converting {file.stem} to safetensors (once)", 3) as step:
         with as_model_error(file.name, BROKEN):
             tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **where)
+            as_in_header(tokenizer, header)
             step()
             model = AutoModelForCausalLM.from_pretrained(
-                str(file.parent), dtype=UNQUANTISED.get(kind, torch.bfloat16), quantization_config=GgufConfig(dequantize=True), **where
+                str(file.parent),
+                dtype=UNQUANTISED.get(header.kind, torch.bfloat16),
+                quantization_config=GgufConfig(dequantize=True),
+                **where,
             )
             step()
         ensure_pad(tokenizer, model)
-        setattr(model.config, NOTE, f"{'converted' if kind in UNQUANTISED else 'dequantised'} from {kind}")
+        setattr(model.config, NOTE, f"{'converted' if header.kind in UNQUANTISED else 'dequantised'} from {header.kind}")
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         step()
 
 
-def main_type(file: Path) -> str:
-    """The type in which most of a GGUF file's weights are stored, for example `Q4_1`. Raises ModelError if it holds none."""
+def read_header(file: Path) -> Header:
+    """What a GGUF file says of itself. Raises ModelError if it holds no weights."""
     from gguf import GGUFReader
 
+    reader = GGUFReader(file)
     elements: dict[str, int] = {}
-    for tensor in GGUFReader(file).tensors:
+    for tensor in reader.tensors:
         elements[tensor.tensor_type.name] = elements.get(tensor.tensor_type.name, 0) + int(tensor.n_elements)
     if not elements:
         raise ModelError(f"{file} holds no weights: it is a vocabulary only, or an incomplete download")
-    return max(elements, key=lambda kind: elements[kind])
+    fields = {role: reader.get_field(f"tokenizer.ggml.{key}") for role, key in SPECIAL.items()}
+    special = {role: int(field.parts[field.data[0]][0]) for role, field in fields.items() if field is not None}
+    return Header(max(elements, key=lambda kind: elements[kind]), special)
+
+
+def as_in_header(tokenizer: PreTrainedTokenizerBase, header: Header) -> None:
+    """Give the tokenizer the special tokens that the file names: transformers 5.17 takes the end token for another.
+
+    Decoding keeps spaces before punctuation, which byte-level text needs and a release in between would drop.
+    """
+    for role, index in header.special.items():
+        setattr(tokenizer, role, tokenizer.convert_ids_to_tokens(index))
+    tokenizer.clean_up_tokenization_spaces = False
 
 
 def require_gguf() -> None:

@@ -52,9 +52,9 @@ class Routes:
             if name is not None and name not in names:
                 raise AdapterError(f"no adapter is called {name!r}: there are {', '.join(names)}")
         state = tuple((value.data_ptr(), value._version) for value in self.model.parameters() if value.requires_grad)
-        if self.state != state:
+        if self.state != state or self.wiring.routing.stale:
             self.load([live(), *self.loaded.values()])
-            self.state = state
+            self.state, self.wiring.routing.stale = state, False
         return torch.tensor([0 if name is None else names.index(name) + 1 for name in rows], device=self.model.device)
 
     @torch.no_grad()

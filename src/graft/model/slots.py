@@ -9,7 +9,7 @@ cast once to the compute dtype, and run in order: those that read the module's o
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import MethodType
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn as nn
@@ -27,10 +27,14 @@ OWN, Y = "", "y"
 
 
 class Routing:
-    """Which adapter each row of the batch wants: `slots` [rows] (or [rows, T]), or None for the live one on all rows."""
+    """Which adapter each row of the batch wants: `slots` [rows] (or [rows, T]), or None for the live one on all rows.
+
+    `stale` says that the live adapter may have been trained since the packs were filled.
+    """
 
     def __init__(self) -> None:
         self.slots: Tensor | None = None
+        self.stale = True
 
 
 class Cell:
@@ -116,13 +120,20 @@ class Slot(nn.Module):
 
     def live(self) -> list[tuple[str, Affine]]:
         """The joined forms of the live adapter in the order they run, in master precision: [(source, form)]."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            self.memo = None
+        if torch.compiler.is_compiling():
+            return ordered(self.stations, self.own, self.outputs)
+        if torch.is_grad_enabled():
+            self.memo, self.routing.stale = None, True  # training follows, and a fused optimizer leaves no version
             return ordered(self.stations, self.own, self.outputs)
         key = tuple((value.data_ptr(), value._version, value.dtype) for value in self.parameters())
         if self.memo is None or self.memo[0] != key:
             self.memo = key, ordered(self.stations, self.own, self.outputs)
         return self.memo[1]
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode, and forget the forms computed so far."""
+        self.memo, self.routing.stale = None, True
+        return super().train(mode)
 
     def forward(self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the module `inner` with what the current adapters do to it."""

@@ -6,7 +6,7 @@ are cumsum(mask) - 1 + n, whatever the padding. Virtual tokens are positions lik
 """
 
 import inspect
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn as nn
@@ -87,12 +87,19 @@ class Doorway(nn.Module):
         if self.routing.slots is not None:
             return (*side_by_side([self.routed.get(int(slot)) for slot in self.routing.slots]), None)
         form = self.live()
+        if torch.is_grad_enabled():
+            self.memo, self.routing.stale = None, True  # training follows, and a fused optimizer leaves no version
         if form is None:
             return None, None, None
         if form.embeds is not None and (torch.is_grad_enabled() or not self.causal):
             return None, None, form.embeds
         kv = form.kv if form.embeds is None else self.prompt(model, form.embeds)
         return None if kv is None else kv.transpose(2, 3)[:, :, None], None, None
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode, and forget the keys and values computed so far."""
+        self.memo, self.routing.stale = None, True
+        return super().train(mode)
 
     def prompt(self, model: Any, embeds: Tensor) -> Tensor:
         """A prompt [n, d] as the prefix it is to a causal model, computed once for each state of the trained tensors."""
@@ -104,6 +111,7 @@ class Doorway(nn.Module):
     def computed(self, model: Any, embeds: Tensor) -> Tensor:
         """The keys and values [layers, 2, n, heads, head dim] of a prompt [n, d] under the current routing."""
         self.open = False
+        place(self.attention, None, None, None)  # what an earlier forward left there is no part of this one
         try:
             return cached(model, embeds=embeds.detach()[None].to(model.get_input_embeddings().weight.dtype))
         finally:
