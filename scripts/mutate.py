@@ -27,12 +27,7 @@ BUGS = [
         "positions ignore the padding",
     ),
     ("pack.py", "h = h * (self.of == s[..., None])", "h = h", "columns of other adapters are not masked"),
-    (
-        "pack.py",
-        "h = self.activated(project(source, self.A) + self.a)\n            h = h * (self.of == s[..., None])",
-        "h = self.activated((project(source, self.A) + self.a) * (self.of == s[..., None]))",
-        "the mask comes before the activation",
-    ),
+    ("pack.py", "out + self.b[s] if", "out + self.b.sum(0) if", "a row gets every adapter's bias"),
     ("dora.py", "b = None if base.bias is None else (1 - c) * base.bias.to(c.dtype)", "b = None", "DoRA scales the base's bias"),
     ("dora.py", "@torch.no_grad()\n", "", "DoRA's norm is differentiated"),
     ("dora.py", "2 * cross", "cross", "DoRA's norm loses half of the cross term"),

@@ -191,7 +191,7 @@ def test_every_method_has_a_rate_and_all_is_all_but_full():
 
 
 def test_grids_start_at_the_default_and_spread_around_it():
-    assert grid("lora", 5) == (2e-3, 6.67e-4, 6e-3, 2.22e-4, 1.8e-2)
+    assert grid("lora", 5) == (4e-3, 1.33e-3, 1.2e-2, 4.44e-4, 3.6e-2)
     with pytest.raises(TrainingError, match="trials is 0"):
         grid("lora", 0)
 

@@ -375,3 +375,29 @@ def test_an_evaluation_sees_what_a_fused_optimizer_just_did(setting):
     mixed = logits(model, batch)
     adapted.route(None)
     close(mixed, logits(model, batch), ONE_PRECISION)
+
+
+def zeroed(name: str, role: str):
+    """The model with what a role's projection puts out scaled to zero."""
+    adapted = graft.adapt(tiny(name), graft.IA3(targets=(role,)))
+    with torch.no_grad():
+        for value in adapted.parameters():
+            value.zero_()
+    return adapted.model
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_query_key_and_value_are_what_their_roles_say(name):
+    # without values attention gives nothing; without queries or without keys it weighs all positions alike, so both are one model
+    batch = inputs(name)
+    seen = {}
+    model = zeroed(name, "value")
+    for path, module in model.named_modules():
+        if path.endswith(("o_proj", "attn.c_proj", "attention.dense", "out_proj", "attention.output.dense")) and "classifier" not in path:
+            module.register_forward_pre_hook(lambda module, args: seen.update({id(module): args[0]}))
+    logits(model, batch)
+    assert len(seen) == 2
+    assert all(value.abs().max() == 0 for value in seen.values())
+    without = [logits(zeroed(name, role), batch) for role in ("query", "key")]
+    close(without[0], without[1], ONE_PRECISION)
+    assert not torch.equal(without[0], logits(tiny(name), batch))

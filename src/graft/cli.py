@@ -4,6 +4,7 @@ Our own modules are imported inside the commands, and only here, so that `graft 
 printed as one sentence and exits with 2, as is the system's (a full disk); Ctrl-C exits with 130.
 """
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ out = Console()
 
 Model = Annotated[str, typer.Option("--model", help="Hub id, local folder, .gguf file, or the alias smollm2.")]
 Data = Annotated[str, typer.Option("--data", help="Training rows: .jsonl[.gz], .json, .csv, .parquet, or a hub data set id.")]
-EvalData = Annotated[str | None, typer.Option("--eval-data", help="Rows to score on; held out of --data when left out.")]
+EvalData = Annotated[str | None, typer.Option("--eval-data", help="Rows to score on.")]
 Output = Annotated[str, typer.Option("--output-dir", help="Folder to write to.")]
 BadRows = Annotated[str, typer.Option("--bad-rows", help="What to do with a row that cannot be read: fail or skip.")]
 Metric = Annotated[
@@ -69,7 +70,7 @@ def compare(
     model: Model = "",
     data: Data = "",
     output_dir: Output = "",
-    eval_data: EvalData = None,
+    eval_data: Annotated[str | None, typer.Option(help="Rows to score on; held out of --data when left out.")] = None,
     methods: Annotated[
         str, typer.Option(help="all, or names with commas: lora,dora,bottleneck,prefix,prompt,ia3,bias,last-k,norms.")
     ] = "all",
@@ -228,6 +229,7 @@ def required(values: dict[str, Any], *names: str) -> None:
 
 def main() -> None:
     """Run the command line and exit."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait sleep: beside other work spinning costs tenfold
     try:
         app()
     except (GraftError, OSError) as error:

@@ -81,7 +81,8 @@ def train_job(job: TrainJob, console: Console) -> Path:
     held_out = data.read(job.eval_data, bad_rows=job.bad_rows) if job.eval_data else None
     loaded = load(job.model, nf4=job.nf4)
     examples = data.tokenise(table.rows, loaded.tokenizer, job.max_length)
-    console.print(examples.note, highlight=False) if examples.note else None
+    for note in (f"{len(table.bad)} rows that cannot be read are left out" if table.bad else "", examples.note):
+        console.print(note, highlight=False) if note else None
     method = changed(start(job.method, first_prompts(table, loaded)), job.set)
     adapted = adapt(loaded.model, method, tokenizer=loaded.tokenizer, seed=job.seed)
     count = sum(value.numel() for value in adapted.parameters())
