@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import transformers as T
 
 import graft
 from graft import adapter as adapters
@@ -401,3 +402,31 @@ def test_query_key_and_value_are_what_their_roles_say(name):
     without = [logits(zeroed(name, role), batch) for role in ("query", "key")]
     close(without[0], without[1], ONE_PRECISION)
     assert not torch.equal(without[0], logits(tiny(name), batch))
+
+
+def test_a_prefix_made_by_an_mlp_refuses_reentrant_checkpointing_in_a_sentence():
+    adapted = made("llama", "prefix_mlp", torch.float32)
+    model = adapted.model.train()
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    enable({"use_reentrant": True})
+    with pytest.raises(graft.errors.AdapterError, match="use_reentrant=False"):
+        model(**inputs("llama"))
+
+
+SMALL = {"hidden_size": 16, "vocab_size": 32}
+FOREIGN = {
+    "encoder-decoder": T.T5Config(d_model=16, d_ff=16, d_kv=8, num_layers=1, num_heads=2, vocab_size=32),
+    "mixture of experts": T.MixtralConfig(
+        **SMALL, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, num_local_experts=2
+    ),
+    "graft.model.families.FAMILIES": T.BloomConfig(**SMALL, n_layer=1, n_head=2),
+}
+
+
+@pytest.mark.parametrize("said", FOREIGN)
+def test_an_architecture_that_is_not_supported_is_refused_in_a_sentence(said):
+    config = FOREIGN[said]
+    with torch.device("meta"):
+        model = T.AutoModelForSeq2SeqLM.from_config(config) if said == "encoder-decoder" else T.AutoModelForCausalLM.from_config(config)
+    with pytest.raises(graft.errors.ModelError, match=said):
+        graft.adapt(model, graft.LoRA())

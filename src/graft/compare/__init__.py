@@ -31,6 +31,6 @@ def demo_and_report(folder: Path, console: Console, out: Console) -> Path:
     )
     config = CompareConfig(
         model="smollm2", data=str(train), eval_data=str(test), output_dir=str(folder), methods=DEMO_METHODS, trials=1, seeds=1,
-        max_steps=40, eval_limit=40, batch_size=16, shots=(4,), demo=True, command="make demo", full_command=full,
+        max_steps=28, eval_limit=40, batch_size=16, shots=(4,), demo=True, command="make demo", full_command=full,
     )  # fmt: skip
     return run_and_report(config, console, out)

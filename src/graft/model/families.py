@@ -108,10 +108,14 @@ FAMILIES = {
 def family_of(model: Any) -> Family:
     """The model's table, or Llama's where its modules bear Llama's names. Raises ModelError otherwise."""
     kind = str(model.config.model_type)
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ModelError(f"{kind} is an encoder-decoder, which Graft does not support: name a decoder or an encoder")
     if kind in FAMILIES:
         return FAMILIES[kind]
     endings = {name.split(".", 1)[-1] for name in layer_names(model)}
-    if {"self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"} <= endings and not any("experts" in e for e in endings):
+    if any("experts" in ending for ending in endings):
+        raise ModelError(f"{kind} is a mixture of experts, whose experts are no modules of their own: Graft does not support them yet")
+    if {"self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"} <= endings:
         return LLAMA
     raise ModelError(
         f"architecture {kind!r} is unknown and its modules do not bear Llama's names: add a Family for it to "

@@ -93,6 +93,8 @@ class Doorway(nn.Module):
             return None, None, None
         if form.embeds is not None and (torch.is_grad_enabled() or not self.causal):
             return None, None, form.embeds
+        if form.kv is not None and form.kv.grad_fn is not None and reentrant(model):
+            raise AdapterError("a prefix made by an MLP cannot be checkpointed reentrantly: enable it with use_reentrant=False")
         kv = form.kv if form.embeds is None else self.prompt(model, form.embeds)
         return None if kv is None else kv.transpose(2, 3)[:, :, None], None, None
 
@@ -200,6 +202,16 @@ def after_embeddings(module: Any, args: tuple[Any, ...], out: Tensor) -> Tensor:
     """The embeddings' hook."""
     changed: Tensor = module.graft_pending.overwrite(out)
     return changed
+
+
+def reentrant(model: Any) -> bool:
+    """Whether the model's layers are checkpointed by the reentrant kind, which runs a backward pass inside another."""
+    calls = [
+        getattr(module, "_gradient_checkpointing_func", None)
+        for module in model.modules()
+        if getattr(module, "gradient_checkpointing", False)
+    ]
+    return any(call is not None and getattr(call, "keywords", {}).get("use_reentrant", False) for call in calls)
 
 
 def side_by_side(rows: list[Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
