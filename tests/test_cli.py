@@ -4,8 +4,10 @@ import errno
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import typer.main
@@ -204,3 +206,18 @@ def test_an_adapter_on_another_base_is_refused(graft, place, tiny_llama, tiny_to
     code, printed = graft("eval", "--model", "other", "--adapter", "own", "--data", "test.jsonl", "--metric", "loss")
     assert code == 2
     assert "differs in its weights" in " ".join(printed.split())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a POSIX signal")
+def test_ctrl_c_in_training_says_where_it_stopped_and_saves_nothing(place):
+    words = [sys.executable, "-m", "graft.cli", "train", *JOB[:4], "--max-steps", "1000000", "--batch-size", "4", "--output-dir", "stopped"]
+    run = subprocess.Popen(words, cwd=place, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    said = run.stderr.readline()
+    assert "trained parameters" in said
+    time.sleep(2)
+    run.send_signal(signal.SIGINT)
+    _, rest = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert "Stopped (training stopped before step" in rest
+    assert "Traceback" not in rest
+    assert not (place / "stopped").exists()

@@ -430,3 +430,9 @@ def test_an_architecture_that_is_not_supported_is_refused_in_a_sentence(said):
         model = T.AutoModelForSeq2SeqLM.from_config(config) if said == "encoder-decoder" else T.AutoModelForCausalLM.from_config(config)
     with pytest.raises(graft.errors.ModelError, match=said):
         graft.adapt(model, graft.LoRA())
+
+
+@pytest.mark.parametrize("method", [graft.LoRA(targets=("wpe",)), graft.LoRA(targets=("ln_1",)), graft.DoRA(targets=("wte",))])
+def test_a_low_rank_update_of_what_is_no_such_map_is_refused(method):
+    with pytest.raises(graft.errors.TargetError, match="no place in this model"):
+        graft.adapt(tiny("gpt2"), method)

@@ -88,7 +88,11 @@ def train_job(job: TrainJob, console: Console) -> Path:
     count = sum(value.numel() for value in adapted.parameters())
     console.print(f"{job.method}: {count:,} trained parameters, {len(examples.examples):,} rows", highlight=False)
     validation = data.tokenise(held_out.rows, loaded.tokenizer, job.max_length).examples if held_out and job.eval_every else None
-    result = train(adapted, loaded.tokenizer, examples.examples, validation, recipe(job, len(table.rows)), label=job.method)
+    try:
+        result = train(adapted, loaded.tokenizer, examples.examples, validation, recipe(job, len(table.rows)), label=job.method)
+    except KeyboardInterrupt as stop:
+        console.print(f"Stopped ({stop}); nothing was saved.", highlight=False)
+        raise
     folder = Path(job.output_dir)
     adapted.save(folder)
     loaded.tokenizer.save_pretrained(folder)

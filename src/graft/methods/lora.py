@@ -13,7 +13,7 @@ import torch
 from graft.errors import TargetError
 from graft.forms import Affine
 from graft.method import Base, Shapes, Tensors, matches
-from graft.site import Site
+from graft.site import LINEAR, Site
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class LoRA:
         check_rank(self.r, self.dropout, self.init_A)
 
     def at(self, site: Site) -> bool:
-        """At every site that a target names."""
-        return any(matches(site, target) for target in self.targets)
+        """At every linear map or embedding that a target names."""
+        return site.role in (*LINEAR, "head", "embedding") and any(matches(site, target) for target in self.targets)
 
     def shapes(self, site: Site) -> Shapes:
         """A [r, in], B [out, r]."""
