@@ -10,7 +10,7 @@ from dataclasses import dataclass
 LINEAR = ("query", "key", "value", "qkv", "attention_out", "gate", "up", "gate_up", "down")
 WHOLES = ("qkv", "gate_up")
 SUBLAYERS = ("attention", "mlp", "block")
-ROLES = (*LINEAR, *SUBLAYERS, "embedding", "norm", "head", "cache", "other")
+ROLES = (*LINEAR, *SUBLAYERS, "embedding", "position", "norm", "head", "cache", "other")
 
 
 @dataclass(frozen=True)

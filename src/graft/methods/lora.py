@@ -33,7 +33,7 @@ class LoRA:
 
     def at(self, site: Site) -> bool:
         """At every linear map or embedding that a target names."""
-        return site.role in (*LINEAR, "head", "embedding") and any(matches(site, target) for target in self.targets)
+        return site.role in (*LINEAR, "head", "embedding", "other") and any(matches(site, target) for target in self.targets)
 
     def shapes(self, site: Site) -> Shapes:
         """A [r, in], B [out, r]."""

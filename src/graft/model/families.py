@@ -179,6 +179,8 @@ def role_of(ending: str, module: Any, layer: int | None, family: Family, weight:
         return "embedding"
     if layer is None and (ending in family.heads or last in family.heads):
         return "head"
+    if "Embedding" in type(module).__name__:  # of positions or token types: what it is indexed by is no token
+        return "position"
     return "norm" if len(weight) == 1 and "norm" in f"{type(module).__name__}{last}".lower() else "other"
 
 
