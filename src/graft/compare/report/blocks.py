@@ -28,7 +28,8 @@ INSIDE = ("norm", *LINEAR)
 WORDS = {
     "qkv": "query, key and value together", "attention_out": "attention output", "gate_up": "gate and up together", "down": "MLP down",
     "gate": "MLP gate", "up": "MLP up", "attention": "after attention", "mlp": "after the MLP", "block": "whole block",
-    "cache": "keys and values of every layer", "head": "output head", "norm": "norms", "position": "position embeddings", "model": "the whole model", "other": "other modules",
+    "cache": "keys and values of every layer", "head": "output head", "norm": "norms",
+    "position": "position embeddings", "model": "the whole model", "other": "other modules",
 }  # fmt: skip
 SCALES = {"c", "i", "m", "l", "magnitude", "scale", "scales", "vector", "gain"}
 PATHS = {"A", "B", "down", "up"}
