@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-from torch import Tensor
 
 from graft.errors import AdapterError
 from graft.forms import merged
 from graft.kernels import nf4
 from graft.model.adapted import Adapted
-from graft.model.base import master_dtype
+from graft.model.base import dense, master_dtype
 from graft.model.slots import Slot
 from graft.site import Site
 
@@ -96,11 +95,6 @@ def weights(adapted: Adapted, path: str, slot: Slot) -> dict[str, nn.Parameter]:
             made["bias"] = b
     dtype = module_dtype(adapted.model, module)
     return {name: nn.Parameter(value.to(dtype).contiguous(), requires_grad=False) for name, value in made.items()}
-
-
-def dense(value: Tensor) -> Tensor:
-    """A parameter dequantised where it is stored in 4 bits."""
-    return nf4.dequantise(value) if nf4.is_packed(value) else value.detach()
 
 
 def embeds(slot: Slot) -> bool:
