@@ -4,8 +4,9 @@ One learning rate for all methods only measures which method it happens to suit,
 number of trials around it: default x (1, 1/3, 3, 1/9, 9, ...), the default first, so that one trial means the default.
 
 The defaults are for AdamW without weight decay, linear decay, batches of 16 and models of about 135M parameters, in short runs. They
-lie between the two best of three rates measured for each method on SmolLM2-135M-Instruct, banking77, 150 steps (docs/results.md): most
-methods did best at the highest rate they were given then, which was twice to five times lower than what stands here. Papers' values are
+are near the best of three rates measured for each method on SmolLM2-135M-Instruct, banking77, 150 steps (docs/results.md), and a little
+above it for prefix and last-k, whose loss still fell most from one rate to the next; nine of ten methods did best at the highest rate
+of that run, so the optimum may lie higher still. Papers' values are
 for models ten times as large, longer runs, or Adafactor, and lower:
     lora, dora   2e-4 (Hu 2021; DoRA 1e-4 to 3e-4); short runs want about 15 times full fine-tuning's (Schulman 2025)
     bottleneck   3e-5 to 3e-3 searched (Houlsby 2019), 3e-3 in T-Few's table of adapters

@@ -5,7 +5,7 @@ Everything here hides the module's kind: a Linear, a transformers Conv1D (weight
 
 import hashlib
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -156,6 +156,3 @@ def differences(ours: str, theirs: str) -> list[str]:
     """What two fingerprints differ in: of "architecture", "shapes" and "weights"."""
     names: tuple[str, ...] = ("architecture", "shapes", "weights")
     return [name for name, a, b in zip(names, ours.split(":"), theirs.split(":"), strict=True) if a != b]
-
-
-BaseOf = Callable[[Site], ModuleBase]
