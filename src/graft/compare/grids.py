@@ -6,8 +6,8 @@ number of trials around it: default x (1, 1/3, 3, 1/9, 9, ...), the default firs
 The defaults are for AdamW without weight decay, linear decay, batches of 16 and models of about 135M parameters, in short runs. They
 are near the best of three rates measured for each method on SmolLM2-135M-Instruct, banking77, 150 steps (docs/results.md), and a little
 above it for prefix and last-k, whose loss still fell most from one rate to the next; nine of ten methods did best at the highest rate
-of that run, so the optimum may lie higher still. Papers' values are
-for models ten times as large, longer runs, or Adafactor, and lower:
+of that run, so the optimum may lie higher still. Papers' values are for models
+ten times as large, longer runs, or Adafactor, and mostly lower:
     lora, dora   2e-4 (Hu 2021; DoRA 1e-4 to 3e-4); short runs want about 15 times full fine-tuning's (Schulman 2025)
     bottleneck   3e-5 to 3e-3 searched (Houlsby 2019), 3e-3 in T-Few's table of adapters
     prefix       5e-5 with an MLP (Li and Liang 2021); flat, started from real text, 5e-3 in HF PEFT's method comparison
