@@ -25,6 +25,7 @@ FLAGS = {
     "method metric model nf4 output-dir patience schedule seed set tracker warmup weight-decay",
     "eval": "adapter batch-size data eval-limit metric model nf4",
     "merge": "adapter data max-gap model nf4 output-dir rows",
+    "verify": "adapter data force model nf4",
     "plan": "model",
     "doctor": "",
 }
@@ -98,6 +99,30 @@ def test_train_then_eval_then_merge(graft, place):
     assert "largest gap" in printed
     code, printed = graft("eval", "--model", "merged", "--data", "test.jsonl", "--metric", "loss")
     assert code == 0
+
+
+def test_verify_proves_that_the_base_is_untouched(graft, place):
+    assert graft("train", *JOB, "--output-dir", "v")[0] == 0
+    base = json.loads((place / "v" / "run.json").read_text())["base"]
+    assert base["digest_before"] == base["digest_after"]
+    assert len(base["digest_before"]) == 64
+    code, printed = graft("verify", "--model", "base", "--adapter", "v", "--data", "test.jsonl")
+    assert code == 0, printed
+    assert printed.count(base["digest_before"]) == 2
+    assert "NO" not in printed
+
+
+def test_training_that_changes_the_base_fails_loudly_and_saves_nothing(graft, place, monkeypatch):
+    from graft import jobs
+
+    def careless(adapted, *args, **kwargs):
+        adapted.model.lm_head.weight.data[0, 0] += 1
+
+    monkeypatch.setattr(jobs, "train", careless)
+    code, printed = graft("train", *JOB, "--output-dir", "careless")
+    assert code == 2
+    assert "changed the base, which must not be: lm_head.weight" in " ".join(printed.split())
+    assert not (place / "careless").exists()
 
 
 def test_a_merge_over_the_bound_fails_and_saves_nothing(graft, place):

@@ -16,7 +16,7 @@ LADDER = [
     {"methods", "adapter"},
     {"formats"},
     {"model"},
-    {"train", "evaluate", "plan", "doctor", "demo"},
+    {"train", "evaluate", "verify", "plan", "doctor", "demo"},
     {"compare"},
     {"jobs"},
     {"cli", "__init__"},

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from graft import errors
     from graft.methods import IA3, METHODS, BiasOnly, Bottleneck, DoRA, LoRA, Prefix, Prompt, Selective
     from graft.model.adapted import Adapted, adapt
+    from graft.model.digest import digest
     from graft.model.load_adapter import load
     from graft.model.merge import merge, unmerge
     from graft.model.skeleton import count
@@ -18,6 +19,7 @@ ROOMS = {
     "errors": "graft",
     **dict.fromkeys(("IA3", "METHODS", "BiasOnly", "Bottleneck", "DoRA", "LoRA", "Prefix", "Prompt", "Selective"), "graft.methods"),
     **dict.fromkeys(("Adapted", "adapt"), "graft.model.adapted"),
+    "digest": "graft.model.digest",
     "load": "graft.model.load_adapter",
     **dict.fromkeys(("merge", "unmerge"), "graft.model.merge"),
     "count": "graft.model.skeleton",
@@ -36,6 +38,7 @@ __all__ = [
     "Selective",
     "adapt",
     "count",
+    "digest",
     "errors",
     "load",
     "merge",

@@ -200,6 +200,20 @@ def merge(
 
 
 @app.command()
+def verify(
+    model: Model,
+    adapter: Annotated[str, typer.Option(help="The adapter's folder.")],
+    data: Annotated[str | None, typer.Option(help="Rows to run; random ids when left out.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Load an adapter of another base all the same.")] = False,
+    nf4: Nf4 = False,
+) -> None:
+    """Prove that an adapter leaves its base untouched: run, train, route, merge, unmerge, detach, and compare every byte."""
+    from graft.jobs import verify_job
+
+    raise typer.Exit(0 if verify_job(model, adapter, data, out, force=force, nf4=nf4) else 1)
+
+
+@app.command()
 def plan(model: Model) -> None:
     """Count what every method trains and stores on a model, exactly, from its config alone."""
     from graft.methods import METHODS

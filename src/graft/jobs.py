@@ -1,4 +1,4 @@
-"""Whole jobs, from files to files, as the command line runs them: preview, train, evaluate, merge.
+"""Whole jobs, from files to files, as the command line runs them: preview, train, evaluate, verify, merge.
 
 Each is one function of a frozen config. Nothing of a job is left behind when it fails: folders appear when they are complete.
 """
@@ -17,20 +17,24 @@ from rich.table import Table as RichTable
 from graft import data
 from graft.compare.grids import DEFAULT_RATES
 from graft.compare.starts import chosen, start
-from graft.errors import AdapterError, DataError, TargetError
+from graft.errors import AdapterError, DataError, TargetError, TrainingError
 from graft.evaluate import Scores, score
 from graft.files import atomic_dir, atomic_write
 from graft.method import Method
 from graft.methods import checked
 from graft.model.adapted import Adapted, adapt
+from graft.model.digest import changed as differing
+from graft.model.digest import digests, whole
 from graft.model.load import Loaded, load, tokenizer_of
 from graft.model.load_adapter import load as load_adapter
 from graft.model.merge import merge
 from graft.train import train
 from graft.train.recipe import TrainConfig
+from graft.verify import MERGED, verify
 
 PREVIEWED = 64  # rows read for a preview's counts
 GAPS = {torch.float64: 1e-6, torch.float32: 1e-2}
+VERIFIED = 8  # rows that are run to verify
 COARSE = 1.0  # largest logit gap that 16-bit rounding of the merged weights explains
 
 
@@ -83,6 +87,7 @@ def train_job(job: TrainJob, console: Console) -> Path:
     examples = data.tokenise(table.rows, loaded.tokenizer, job.max_length)
     for note in (f"{len(table.bad)} rows that cannot be read are left out" if table.bad else "", examples.note):
         console.print(note, highlight=False) if note else None
+    before = digests(loaded.model)
     method = changed(start(job.method, first_prompts(table, loaded)), job.set)
     adapted = adapt(loaded.model, method, tokenizer=loaded.tokenizer, seed=job.seed)
     count = sum(value.numel() for value in adapted.parameters())
@@ -93,12 +98,13 @@ def train_job(job: TrainJob, console: Console) -> Path:
     except KeyboardInterrupt as stop:
         console.print(f"Stopped ({stop}); nothing was saved.", highlight=False)
         raise
+    proof = untouched(loaded.model, before)
     folder = Path(job.output_dir)
     adapted.save(folder)
     loaded.tokenizer.save_pretrained(folder)
     facts = {
         "job": asdict(job),
-        "base": {"name": loaded.name, "note": loaded.note},
+        "base": {"name": loaded.name, "note": loaded.note} | proof,
         "data_sha256": table.sha256,
         "training": asdict(result),
     }
@@ -108,6 +114,14 @@ def train_job(job: TrainJob, console: Console) -> Path:
         facts["scores"] = {"metric": scores.metric, "value": scores.value, **scores.others}
     atomic_write(folder / "run.json", json.dumps(facts, indent=1) + "\n")
     return folder
+
+
+def untouched(model: Any, before: dict[str, str]) -> dict[str, str]:
+    """The base's digest before and now, for the record. Raises TrainingError where they differ."""
+    after = digests(model)
+    if before != after:
+        raise TrainingError(f"training changed the base, which must not be: {differing(before, after)}; nothing was saved")
+    return {"digest_before": whole(before), "digest_after": whole(after)}
 
 
 def recipe(job: TrainJob, rows: int) -> TrainConfig:
@@ -161,6 +175,20 @@ def evaluate_job(
     scores = score(loaded.model, loaded.tokenizer, table.rows, metric=metric, batch_size=batch_size)
     console.print(scored(scores))
     return scores
+
+
+def verify_job(model: str, adapter: str, source: str | None, console: Console, *, force: bool = False, nf4: bool = False) -> bool:
+    """Take an adapter through everything on its base and print the base's digest after each stage; whether it is always the same."""
+    table = data.read(source, limit=VERIFIED) if source else None
+    loaded = load(model, nf4=nf4)
+    examples = data.tokenise(table.rows, loaded.tokenizer, None).examples if table else []
+    stages = verify(loaded.model, adapter, [data.collate([example], 0) for example in examples], force=force)
+    shown = RichTable("stage", "SHA-256 of the base", "equal", "note", box=None)
+    for stage in stages:
+        shown.add_row(stage.name, stage.digest[:16], "-" if stage.name == MERGED else "yes" if stage.equal else "NO", stage.note)
+    console.print(shown)
+    console.print(f"Digest before: {stages[0].digest}\nDigest after:  {stages[-1].digest}", highlight=False)
+    return all(stage.equal for stage in stages)
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,12 @@ def own_forwards(model: nn.Module) -> int:
     return len(modules)
 
 
+def state(weight: Any) -> dict[str, Any]:
+    """A packed weight's quantisation state: block scales, code tables and the scales' own, tensors and plain values by name."""
+    found: dict[str, Any] = weight.quant_state.as_dict()
+    return found
+
+
 def stored_bytes(weight: Any) -> int:
     """Bytes that a packed weight holds: its 4-bit values, its block scales, and the scales' own scales if those are quantised too."""
     state = weight.quant_state
