@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from graft.model.adapted import Adapted, adapt
     from graft.model.digest import digest
     from graft.model.load_adapter import load
-    from graft.model.merge import merge, unmerge
+    from graft.model.merge import merge, merge_cost, unmerge
     from graft.model.skeleton import count
 
 ROOMS = {
@@ -21,7 +21,7 @@ ROOMS = {
     **dict.fromkeys(("Adapted", "adapt"), "graft.model.adapted"),
     "digest": "graft.model.digest",
     "load": "graft.model.load_adapter",
-    **dict.fromkeys(("merge", "unmerge"), "graft.model.merge"),
+    **dict.fromkeys(("merge", "merge_cost", "unmerge"), "graft.model.merge"),
     "count": "graft.model.skeleton",
 }
 
@@ -42,6 +42,7 @@ __all__ = [
     "errors",
     "load",
     "merge",
+    "merge_cost",
     "unmerge",
 ]
 

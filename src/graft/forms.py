@@ -156,6 +156,11 @@ def merged(form: Affine, weight: Tensor | None, bias: Tensor | None) -> tuple[Te
         weight = weight if form.c is None else form.c[:, None] * weight
         weight = weight if form.A is None or form.B is None else weight + form.B @ form.A
         weight = weight if form.i is None else weight * form.i
+    return weight, merged_bias(form, bias)
+
+
+def merged_bias(form: Affine, bias: Tensor | None) -> Tensor | None:
+    """b' = c*b0 + B a + b, [out]; None where neither the module nor the form has any of it."""
     scaled = None if bias is None else (bias if form.c is None else form.c * bias)
     branch = None if form.a is None or form.B is None else form.B @ form.a
-    return weight, folded([scaled, branch, form.b], torch.add)
+    return folded([scaled, branch, form.b], torch.add)

@@ -15,6 +15,7 @@ import torch.nn as nn
 from graft import adapter as adapters
 from graft import formats
 from graft.adapter import Adapter
+from graft.errors import AdapterError
 from graft.forms import Affine, VirtualTokens, why_unmergeable
 from graft.method import Finishing, Method, Tensors, makes
 from graft.model import families
@@ -46,7 +47,7 @@ class Adapted:
         self.wiring, self.source = wiring, adapter
         self.model = wiring.model
         self.held: list[list[tuple[Station, Slot | Doorway]]] = []
-        self.undo: object = None  # what a merge replaced
+        self.undo: object = None  # what a merge replaced, while one is merged
         for number, (method, tensors) in enumerate(adapter.parts):
             self.held.append([self.hold(number, method, site, values) for site, values in tensors.items()])
         wiring.follow()
@@ -65,9 +66,15 @@ class Adapted:
 
     def detach(self) -> Any:
         """Take everything off again; the model is what it was before, to the bit. Returns it."""
+        self.refuse_merged("detached")
         self.route(None)
         self.wiring.detach()
         return self.model
+
+    def refuse_merged(self, done: str) -> None:
+        """Raise AdapterError while an adapter is merged: all that is known of the others is about the bare base."""
+        if self.undo is not None:
+            raise AdapterError(f"nothing can be {done} while an adapter is merged into the base's weights: graft.unmerge(adapted) first")
 
     # what it is made of
 
@@ -97,6 +104,7 @@ class Adapted:
 
     def save(self, folder: str | Path) -> None:
         """Write the adapter's folder: whole or not at all."""
+        self.refuse_merged("saved")
         formats.save(self.adapter(), Path(folder), ground(self.model))
 
     @property
@@ -132,4 +140,5 @@ class Adapted:
         `route(None)` gives all rows back to the live adapter. With more rows in a batch than were named (beams), each name covers
         as many rows in turn.
         """
+        self.refuse_merged("routed")
         self.wiring.routing.slots = None if rows is None else self.routes.numbers(rows, self.adapter)

@@ -1,108 +1,117 @@
-"""Merging: the adapter folded into the base's own weights, in float32 (or wider) with one rounding to the base's dtype.
+"""Merging: an adapter folded into the base's own weights, in float64 with one rounding to the base's dtype.
 
 The base's parameters are exchanged for new ones and kept, so `unmerge` gives back the base bit for bit; it costs a second copy of the
-merged weights. A tied head that is merged is untied, and the config says so. A merged 4-bit linear map becomes a dense one.
+merged weights (`merge_cost`, in bytes). A tied head that is merged is untied, and the config says so. A merged 4-bit linear map becomes a
+dense one. One of several adapters can be merged; the others, which are changes of the bare base, wait until it is unmerged.
 """
 
-from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 import torch
 import torch.nn as nn
 
+from graft.adapter import Adapter
 from graft.errors import AdapterError
-from graft.forms import merged
 from graft.kernels import nf4
+from graft.method import Tensors
+from graft.model import families
 from graft.model.adapted import Adapted
-from graft.model.base import dense, master_dtype
-from graft.model.slots import Slot
-from graft.site import Site
+from graft.model.base import dense
+from graft.model.fold import affine, fold, followers, stations, touched, whole, why_not
+from graft.model.kept import Kept, remember
+from graft.model.routes import LIVE
 
 BIAS_FLAGS = {"attention_bias": ("query", "key", "value", "qkv", "attention_out"), "mlp_bias": ("gate", "up", "gate_up", "down")}
-
-
-@dataclass
-class Undo:
-    """What a merge replaced: parameters by (module, name), whole modules by path, config values by name."""
-
-    parameters: list[tuple[nn.Module, str, Any]] = field(default_factory=list)
-    modules: list[tuple[str, nn.Module]] = field(default_factory=list)
-    config: dict[str, Any] = field(default_factory=dict)
+MERGES: WeakKeyDictionary[Any, list[ref[Kept]]] = WeakKeyDictionary()
+"""The merges that a model carries, the latest last; what they kept belongs to the Adapted that can undo them."""
 
 
 @torch.no_grad()
-def merge(adapted: Adapted) -> Any:
-    """Fold the live adapter into the model's weights and take the adapter off. Returns the model, a plain transformers one.
+def merge(adapted: Adapted, name: str = LIVE) -> Any:
+    """Fold an adapter into the model's weights and take all adapters off: the live one, or one that was loaded by `add` under `name`.
 
-    Raises AdapterError, before anything is changed, where the adapter cannot be merged.
+    Returns the model, a plain transformers one. Raises AdapterError, before anything is changed, where the adapter cannot be merged.
     """
-    if adapted.mergeable:
-        raise AdapterError(f"{adapted.mergeable}. Serve it unmerged instead")
     if adapted.undo is not None:
-        raise AdapterError("this adapter is merged already: unmerge it first")
-    owned = {path: slot for path, slot in adapted.wiring.slots.items() if slot.stations}
-    planned = {path: weights(adapted, path, slot) for path, slot in owned.items()}
-    followers = {path: adapted.wiring.tied(path) for path, slot in owned.items() if hasattr(slot, "twin")}
+        raise AdapterError("an adapter is merged already: unmerge it first")
+    model, found = adapted.model, stations(adapted.model, chosen(adapted, name))
+    reason = why_not(found)
+    if reason:
+        raise AdapterError(f"{reason}. Serve it unmerged instead")
+    planned = dict(fold(model, found, lambda module: target_dtype(model, module)))
+    follows = {path: owner for path, owner in followers(model, found).items() if path not in planned}
+    flags = flag_biases(model, planned)
     adapted.detach()
-    undo = adapted.undo = Undo()
-    tied = is_tied(adapted.model)
-    for path, parameters in planned.items():
-        put(adapted.model, path, parameters, undo)
-    for path, names in followers.items():
-        for name in set(names) - set(owned):
-            put(adapted.model, name, {"weight": adapted.model.get_submodule(path).weight}, undo)
-    flags = {"tie_word_embeddings": False} if tied and not is_tied(adapted.model) else {}
-    for name, value in (flags | bias_flags(adapted)).items():
-        undo.config[name] = getattr(adapted.model.config, name)
-        setattr(adapted.model.config, name, value)
-    return adapted.model
+    kept = remember(model, {(path, key) for path, made in planned.items() for key in made} | {(path, "weight") for path in follows})
+    tied = is_tied(model)
+    for path, made in planned.items():
+        put(model, path, made, kept)
+    for path, owner in follows.items():
+        model.get_submodule(path)._parameters["weight"] = model.get_submodule(owner)._parameters["weight"]
+    for flag, value in (flags | ({"tie_word_embeddings": False} if tied and not is_tied(model) else {})).items():
+        kept.config[flag] = getattr(model.config, flag)
+        setattr(model.config, flag, value)
+    kept.bytes = size(planned)
+    adapted.undo = kept
+    MERGES.setdefault(model, []).append(ref(kept))
+    return model
 
 
+@torch.no_grad()
 def unmerge(adapted: Adapted) -> Adapted:
-    """Give the model its base back, bit for bit, and put the adapter on again. Raises AdapterError if it was not merged."""
-    undo = adapted.undo
-    if not isinstance(undo, Undo):
-        raise AdapterError("this adapter is not merged")
+    """Give the model its base back, bit for bit, and put the adapters on again.
+
+    Raises AdapterError, and changes nothing, if there is nothing to unmerge or the base cannot be given back.
+    """
+    kept, model = adapted.undo, adapted.model
+    if not isinstance(kept, Kept):
+        raise AdapterError("no adapter is merged")
+    if [one() for one in MERGES[model] if one() is not None][-1] is not kept:
+        raise AdapterError("another adapter was merged into this model since: unmerge that one first")
+    if any(name.rsplit(".", 1)[-1] == "graft" for name, _ in model.named_modules()):
+        raise AdapterError("another adapter is attached to the merged model: detach() it first")
+    kept.restore(model)
+    MERGES[model] = [one for one in MERGES[model] if one() not in (None, kept)]
     adapted.undo = None
-    for path, module in undo.modules:
-        adapted.model.set_submodule(path, module)
-    for module, name, value in reversed(undo.parameters):
-        module._parameters[name] = value
-    for name, value in undo.config.items():
-        setattr(adapted.model.config, name, value)
+    for path, slot in adapted.wiring.slots.items():
+        slot.to(device=next(model.get_submodule(path).parameters()).device)
     adapted.wiring.attach()
     return adapted
 
 
-def weights(adapted: Adapted, path: str, slot: Slot) -> dict[str, nn.Parameter]:
-    """A module's new parameters, in its own layout and dtype: the twin's, with the affine form folded in."""
-    module: Any = adapted.model.get_submodule(path)
-    master = master_dtype(adapted.model)
-    twin = getattr(slot, "twin", None)
-    own = module.named_parameters(recurse=False) if twin is None else twin.named_parameters()
-    values = {name: value if twin is not None else dense(value) for name, value in own}
-    made = {} if twin is None else {name: value.detach() for name, value in values.items()}
-    for _, form in slot.live():
-        flipped = type(module).__name__ == "Conv1D" or embeds(slot)
-        weight = values.get("weight")
-        matrix = None if weight is None or weight.dim() != 2 else (weight.t() if flipped else weight).to(master)
-        bias = values.get("bias")
-        gain = float(getattr(module, "embed_scale", 1.0))
-        W, b = merged(form, matrix if matrix is None or gain == 1 else matrix * gain, None if bias is None else bias.to(master))
-        if W is not None and not (form.c is None and form.A is None and form.i is None):
-            made["weight"] = (W.t() if flipped else W) / gain
-        if b is not None:
-            made["bias"] = b
-    dtype = module_dtype(adapted.model, module)
-    return {name: nn.Parameter(value.to(dtype).contiguous(), requires_grad=False) for name, value in made.items()}
+@torch.no_grad()
+def merge_cost(adapted: Adapted, name: str = LIVE) -> int:
+    """The bytes that a merge takes until it is undone: those of the merged parameters, since the ones they replace are kept."""
+    if isinstance(adapted.undo, Kept):
+        return adapted.undo.bytes
+    planned = {}
+    for path, here in stations(adapted.model, chosen(adapted, name)).items():
+        module = adapted.model.get_submodule(path)
+        shapes = {key: families.logical_shape(value) for key, value in module.named_parameters(recurse=False)}
+        form = affine(adapted.model, path, here)
+        names = set(whole(here)) | (set() if form is None else touched(form, shapes))
+        bias = {"bias": (here[0][0].base.whole().shape[0],)} if "bias" in names - set(shapes) else {}
+        into = target_dtype(adapted.model, module)
+        planned[path] = {key: torch.empty((shapes | bias)[key], dtype=into, device="meta") for key in names}
+    flag_biases(adapted.model, planned)
+    return size(planned)
 
 
-def embeds(slot: Slot) -> bool:
-    """Whether the slot's module is an embedding, whose weight is [in, out]."""
-    return any(station.site.role == "embedding" for station in slot.stations)
+def size(planned: dict[str, Tensors]) -> int:
+    """The bytes of planned parameters."""
+    return sum(value.numel() * value.element_size() for made in planned.values() for value in made.values())
 
 
-def module_dtype(model: Any, module: Any) -> torch.dtype:
+def chosen(adapted: Adapted, name: str) -> Adapter:
+    """The adapter of this name. Raises AdapterError where there is none."""
+    known = {LIVE: None, **adapted.routes.loaded}
+    if name not in known:
+        raise AdapterError(f"no adapter is called {name!r}: there are {', '.join(known)}")
+    return adapted.routes.loaded[name] if name != LIVE else adapted.adapter()
+
+
+def target_dtype(model: Any, module: Any) -> torch.dtype:
     """The dtype that merged parameters are rounded to: the module's own, or that of the embeddings where it is stored in 4 bits."""
     own = next((value for value in module.parameters(recurse=False) if value.is_floating_point()), None)
     packed = any(nf4.is_packed(value) for value in module.parameters(recurse=False))
@@ -110,20 +119,25 @@ def module_dtype(model: Any, module: Any) -> torch.dtype:
     return dtype
 
 
-def put(model: Any, path: str, parameters: dict[str, Any], undo: Undo) -> None:
-    """Exchange a module's parameters, in every module tied to it if it is trained as a whole; a 4-bit module is exchanged itself."""
+def put(model: Any, path: str, made: Tensors, kept: Kept) -> None:
+    """Exchange a module's parameters; a 4-bit module is exchanged itself."""
     module = model.get_submodule(path)
-    if parameters and nf4.is_packed(getattr(module, "weight", None)):
-        undo.modules.append((path, module))
-        bias = parameters.get("bias", module.bias)
-        module_new = nn.Linear(module.in_features, module.out_features, bias is not None, device="meta")
-        module_new._parameters.update({"weight": nn.Parameter(dense(module.weight), requires_grad=False), "bias": bias})
-        module_new.train(module.training)
-        model.set_submodule(path, module_new)
-        module = module_new
-    for name, value in parameters.items():
-        undo.parameters.append((module, name, module._parameters.get(name)))
-        module._parameters[name] = value
+    if nf4.is_packed(getattr(module, "weight", None)):
+        kept.modules.append((path, module))
+        module = dense_twin(module)
+        model.set_submodule(path, module)
+    for name, value in made.items():
+        before = module._parameters.get(name)
+        if before is None:
+            kept.added.append((module, name))
+        module._parameters[name] = nn.Parameter(value, requires_grad=before is not None and before.requires_grad)
+
+
+def dense_twin(module: Any) -> nn.Linear:
+    """A 4-bit linear map's dense equal; the bias is the module's own."""
+    made = nn.Linear(module.in_features, module.out_features, False, device="meta")
+    made._parameters.update({"weight": nn.Parameter(dense(module.weight), requires_grad=False), "bias": module.bias})
+    return made.train(module.training)
 
 
 def is_tied(model: Any) -> bool:
@@ -132,14 +146,28 @@ def is_tied(model: Any) -> bool:
     return head is not None and head.weight is model.get_input_embeddings().weight
 
 
-def bias_flags(adapted: Adapted) -> dict[str, bool]:
-    """Config flags that must be set so that a saved model keeps its merged biases."""
-    added = {site.role for site in new_biases(adapted)}
-    config = adapted.model.config
-    return {flag: True for flag, roles in BIAS_FLAGS.items() if added & set(roles) and getattr(config, flag, True) is False}
+def flag_biases(model: Any, planned: dict[str, Tensors]) -> dict[str, bool]:
+    """The config flags without which a saved model would lose its merged biases.
+
+    A flag stands for several projections, so those that get no bias from the adapter get one of zeros.
+    """
+    bare = {site.path: site.role for site in families.sites(model) if site.primary and not site.bias}
+    added = {bare[path] for path, made in planned.items() if "bias" in made and path in bare}
+    flags = {flag for flag, roles in BIAS_FLAGS.items() if added & set(roles) and getattr(model.config, flag, True) is False}
+    for path, role in bare.items():
+        if any(role in BIAS_FLAGS[flag] for flag in flags):
+            module = model.get_submodule(path)
+            zeros = torch.zeros(module.out_features, dtype=target_dtype(model, module), device=module.weight.device)
+            planned.setdefault(path, {}).setdefault("bias", zeros)
+    return dict.fromkeys(flags, True)
 
 
-def new_biases(adapted: Adapted) -> list[Site]:
-    """Sites whose module has a bias now and had none when the adapter was made."""
-    found = [site for _, site in adapted.sites if not site.bias and site.primary]
-    return [site for site in found if getattr(adapted.model.get_submodule(site.path), "bias", None) is not None]
+def homeless(adapted: Adapted) -> list[str]:
+    """Modules whose merged bias a saved checkpoint would lose: the architecture has neither a bias there nor a config flag for one."""
+    kept, model = adapted.undo, adapted.model
+    if not isinstance(kept, Kept):
+        return []
+    safe = {role for flag in set(kept.config) & set(BIAS_FLAGS) for role in BIAS_FLAGS[flag]}
+    roles = {site.path: site.role for site in families.sites(model) if site.primary}
+    added = {id(module) for module, name in kept.added if name == "bias"}
+    return [path for path, module in model.named_modules() if id(module) in added and roles.get(path) not in safe]

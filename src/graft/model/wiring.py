@@ -4,6 +4,7 @@ from typing import Any
 
 from graft.errors import AdapterError
 from graft.model import slots
+from graft.model.fold import tied_to
 from graft.model.slots import Cell, Routing, Slot
 from graft.model.twin import shared
 from graft.model.virtual_tokens import Doorway
@@ -51,9 +52,7 @@ class Wiring:
 
     def tied(self, path: str) -> list[str]:
         """The modules that are tied to this one: later in the model, with this one's own parameter as their weight."""
-        weight = self.model.get_submodule(path)._parameters.get("weight")
-        names = [name for name, module in self.model.named_modules() if weight is not None and module._parameters.get("weight") is weight]
-        return names[names.index(path) + 1 :] if path in names else []
+        return tied_to(self.model, path)
 
     def follow(self) -> None:
         """Modules tied to a replaced one and not replaced themselves run with its twin's parameters: a tie stays a tie."""
