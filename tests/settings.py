@@ -14,12 +14,15 @@ SETTINGS = {
     "pfeiffer": [Bottleneck(size=4, act="gelu", placement="pfeiffer", scale=2.0)],
     "parallel": [Bottleneck(size=4, act="silu", placement="parallel", scale=4.0)],
     "block": [Bottleneck(size=3, act="gelu", targets=("block",))],
+    "block_layer": [Bottleneck(size=3, act="gelu_tanh", targets=("block:1",)), Bottleneck(size=2, act="tanh", targets=("mlp:0",))],
+    "residual": [Bottleneck(size=4, act="leaky_relu", placement="parallel", scale=4.0, targets=("residual",))],
     "bias": [BiasOnly(add=True)],
     "last": [Selective("last", k=1)],
     "norm": [Selective("norm")],
     "head": [Selective("head")],
     "full": [Selective("full")],
     "prefix": [Prefix(n=4)],
+    "prefix_unshifted": [Prefix(n=3, shift=False)],
     "prefix_mlp": [Prefix(n=3, mlp=6)],
     "prompt": [Prompt(n=5, init_embeds="random")],
     "lora+bias": [LoRA(r=3), BiasOnly(add=True)],
@@ -31,4 +34,4 @@ SETTINGS = {
 VIRTUAL = tuple(name for name in SETTINGS if name.startswith(("prefix", "prompt")))
 """Settings that act on the context: no fresh adapter of theirs leaves the base as it is, and none merges."""
 WEIGHTS = tuple(name for name in SETTINGS if name not in VIRTUAL)
-MERGEABLE = tuple(name for name in WEIGHTS if name not in ("houlsby", "pfeiffer", "parallel", "block"))
+MERGEABLE = tuple(name for name in WEIGHTS if not any(isinstance(method, Bottleneck) for method in SETTINGS[name]))

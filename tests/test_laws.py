@@ -10,7 +10,7 @@ import graft
 from graft import adapter as adapters
 from graft.method import stored
 from graft.model import families
-from graft.model.base import fingerprint
+from graft.model.base import CACHE, fingerprint
 from settings import MERGEABLE, SETTINGS, VIRTUAL, WEIGHTS
 from tiny import ENCODERS, MODELS, inputs, tiny
 
@@ -301,6 +301,67 @@ def test_a_parallel_adapter_reads_what_enters_the_mlp():
     dense = torch.nn.functional.linear(seen["h"], layer.output.dense.weight, layer.output.dense.bias)
     branch = torch.nn.functional.silu(seen["x"] @ A.T + a) @ B.T + b
     close(seen["y"], dense + 4.0 * branch, 1e-12)
+
+
+def seen_at(model, *modules):
+    """The input and output of modules in a forward pass."""
+    seen = {}
+    handles = [model.get_submodule(m).register_forward_hook(lambda m, args, out, m_=m: seen.update({m_: (args[0], out)})) for m in modules]
+    logits(model, inputs("bert"))
+    for handle in handles:
+        handle.remove()
+    return [seen[m] for m in modules]
+
+
+def test_an_adapter_at_a_block_that_ends_with_a_norm_adds_to_what_the_norm_reads():
+    # LN(h + B act(A LN(h) + a) + b) by hand
+    adapted = made("bert", "block")
+    norm = adapted.model.bert.encoder.layer[0].output.LayerNorm
+    A, a, B, b = (norm.graft.get_parameter(f"block_{key}") for key in ("A", "a", "B", "b"))
+    ((h, y),) = seen_at(adapted.model, "bert.encoder.layer.0.output.LayerNorm")
+    plain = torch.nn.functional.layer_norm(h, (32,), norm.weight, norm.bias, norm.eps)
+    moved = h + torch.nn.functional.gelu(plain @ A.T + a) @ B.T + b
+    close(y, torch.nn.functional.layer_norm(moved, (32,), norm.weight, norm.bias, norm.eps), 1e-12)
+
+
+@pytest.mark.parametrize(("name", "mlp", "norm"), [("gpt2", "transformer.h.0.mlp", "transformer.h.0.ln_2"), ("gemma2", "", "")])
+def test_a_parallel_adapter_on_the_residual_reads_what_enters_the_norm(name, mlp, norm):
+    adapted = made(name, "residual")
+    mlp, norm = mlp or "model.layers.0.mlp", norm or "model.layers.0.pre_feedforward_layernorm"
+    (r, _), (x, y) = seen_at(adapted.model, norm, mlp)
+    slot = adapted.model.get_submodule(mlp).graft
+    A, a, B, b = (slot.get_parameter(f"residual_{key}") for key in ("A", "a", "B", "b"))
+    adapted.detach()
+    own = adapted.model.get_submodule(mlp)(x)
+    close(y, own + 4.0 * (torch.nn.functional.leaky_relu(r @ A.T + a) @ B.T + b), tolerance(name))
+
+
+def test_nothing_else_acts_at_a_norm_that_runs_again():
+    methods = [graft.Bottleneck(size=3, targets=("block",)), graft.BiasOnly()]
+    with pytest.raises(graft.errors.AdapterError, match="nothing else can act there"):
+        logits(graft.adapt(tiny("bert"), methods).model, inputs("bert"))
+    both = [graft.Bottleneck(size=3, targets=("block",)), graft.Selective("norm")]
+    assert torch.equal(logits(graft.adapt(tiny("bert"), both).model, inputs("bert")), logits(tiny("bert"), inputs("bert")))
+
+
+def test_a_prefix_that_does_not_shift_the_text_is_seen_from_every_position_of_a_window():
+    # GPT-2's positions are embeddings: the oracle runs with keys and values in a cache and the text's own positions from 0
+    adapted = made("gpt2", "prefix_unshifted")
+    kv = adapted.adapter().parts[0][1]
+    (tensors,) = kv.values()
+    batch = inputs("gpt2")
+    ours = logits(adapted.model, batch)
+    cache = T.DynamicCache()
+    for layer, (k, v) in enumerate(tensors["kv"].transpose(2, 3)):
+        cache.update(k.expand(2, -1, -1, -1), v.expand(2, -1, -1, -1), layer)
+    mask = torch.ones(2, 3 + 7, dtype=torch.long)
+    oracle = logits(
+        tiny("gpt2", torch.float64),
+        {"input_ids": batch["input_ids"], "attention_mask": mask},
+        position_ids=torch.arange(7)[None],
+        **{CACHE: cache},
+    )
+    close(ours, oracle, 1e-12)
 
 
 def test_dora_is_the_dense_formula():

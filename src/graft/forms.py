@@ -2,6 +2,7 @@
 
     Affine          y  = base(i*x)                                    base is the module itself, its bias included
                     y' = c*y + act(drop(x') A^T + a) B^T + b          x' = i*x, or y itself where the form reads y
+                    y' = base(x + act(drop(y) A^T + a) B^T + b)       where it reads y and adds to x
     Replacement     the module is exchanged for a trained twin of the same class
     VirtualTokens   n positions before the text: keys and values of every layer, or embeddings
 
@@ -20,7 +21,15 @@ from torch import Tensor
 from graft.errors import AdapterError
 from graft.site import Rows
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"identity": lambda h: h, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda h: h,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+    "gelu_tanh": lambda h: F.gelu(h, approximate="tanh"),
+    "leaky_relu": F.leaky_relu,
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,7 @@ class Affine:
     b: Tensor | None = None
     act: str = "identity"
     reads: str = "x"
+    adds: str = "y"
     dropout: float = 0.0
 
     def tensors(self) -> dict[str, Tensor]:
@@ -71,11 +81,14 @@ def cast(form: Affine, dtype: torch.dtype) -> Affine:
     return replace(form, **changed)
 
 
-def run(form: Affine, x: Tensor, y: Tensor, *, training: bool = False) -> Tensor:
-    """The form at a module: x [..., in] (already scaled by i) or ids [...], and the base's y [..., out], give y' [..., out]."""
-    out = y if form.c is None else y * form.c
+def run(form: Affine, source: Tensor, target: Tensor, *, training: bool = False) -> Tensor:
+    """c * target [..., out] + the branch of source [..., in] (or ids [...]) + b.
+
+    `source` is what the form reads, scaled by i already, and `target` what it adds to: of a module's x and y.
+    """
+    out = target if form.c is None else target * form.c
     if form.A is not None and form.B is not None:
-        h = project(y if form.reads == "y" else x, form.A, form.dropout if training else 0.0)
+        h = project(source, form.A, form.dropout if training else 0.0)
         h = h if form.a is None else h + form.a
         out = out + F.linear(ACTIVATIONS[form.act](h), form.B)
     return out if form.b is None else out + form.b
@@ -106,6 +119,8 @@ def join(forms: Sequence[Affine]) -> Affine:
     """Forms that meet on one module and read the same tensor, as one: branches side by side, b summed, c and i multiplied."""
     if len(forms) == 1:
         return forms[0]
+    if any(form.adds == "x" for form in forms):
+        raise AdapterError("an adapter at the norm that ends a post-norm block runs that norm again: nothing else can act there")
     branches = [form for form in forms if form.A is not None]
     if len({(form.act, form.dropout) for form in branches}) > 1 or len({form.reads for form in forms}) > 1:
         raise AdapterError("two methods meet on one module with different activations, dropouts or inputs: give them different targets")

@@ -103,13 +103,15 @@ def stored(method: Method) -> Method:
 def matches(site: Site, target: str) -> bool:
     """Whether a target names this site.
 
-    A target is a role (`query`), `all-linear` (every linear map of the layers), or a module name as in HF PEFT: the end of a path
-    (`q_proj`, `self_attn.q_proj`) or a regular expression over the whole path. Names mean the module itself, never its rows.
+    A target is a role (`query`), a role in one layer (`query:0`), `all-linear` (every linear map of the layers), or a module name as in
+    HF PEFT: the end of a path (`q_proj`, `self_attn.q_proj`) or a regular expression over the whole path. Names mean the module itself,
+    never its rows.
     """
     if target == "all-linear":
         return site.role in LINEAR and site.rows is None
-    if target in ROLES:
-        return site.role == target
+    role, _, layer = target.partition(":")
+    if role in ROLES and (layer.isdecimal() or target == role):
+        return site.role == role and layer in ("", str(site.layer))
     if not site.primary or site.role == "cache":
         return False
     if site.path == target or site.path.endswith(f".{target}"):

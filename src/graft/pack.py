@@ -31,6 +31,7 @@ class Pack(nn.Module):
     B: Tensor
     of: Tensor
     act: Tensor
+    held: Tensor
 
     def __init__(self, slots: int, columns: int, width: int, inputs: int, outputs: int, like: Tensor) -> None:
         """`width` is the size of what A reads: `inputs`, or `outputs` where the pack reads y."""
@@ -41,6 +42,7 @@ class Pack(nn.Module):
             self.register_buffer(name, like.new_zeros(shape), persistent=False)
         for name, size in {"c": outputs, "i": inputs}.items():
             self.register_buffer(name, like.new_ones(slots, size), persistent=False)
+        self.register_buffer("held", torch.zeros(slots, dtype=torch.bool, device=like.device), persistent=False)
         self.register_buffer("of", torch.full((columns,), -1, device=like.device), persistent=False)
         self.register_buffer("act", torch.zeros(columns, dtype=torch.long, device=like.device), persistent=False)
 
@@ -60,12 +62,14 @@ class Pack(nn.Module):
             self.a[own] = torch.zeros_like(self.a[own]) if form.a is None else form.a.to(self.a.dtype)
             self.of[own], self.act[own] = slot, CODES.index(form.act)
         self.used[slot] = frozenset(form.tensors()) | {form.act}
+        self.held[slot] = True
 
     def free(self, slot: int) -> None:
         """Empty a slot: its rows see the bare base."""
         self.c[slot], self.i[slot], self.b[slot] = 1, 1, 0
         self.of[self.of == slot] = -1
         self.used.pop(slot, None)
+        self.held[slot] = False
 
     def has(self, name: str) -> bool:
         """Whether any slot has this field (or this activation)."""
@@ -76,7 +80,10 @@ class Pack(nn.Module):
         return x * self.i[s] if self.has("i") else x
 
     def forward(self, s: Tensor, source: Tensor, y: Tensor) -> Tensor:
-        """s broadcasts to y's leading dimensions; source is x' [..., in], ids [...], or y; y [..., out] -> y' [..., out]."""
+        """s broadcasts to y's leading dimensions; source is x' [..., in], ids [...], or y; y [..., out] -> y' [..., out].
+
+        Where the forms add to x, x stands for y and the output of the base for source.
+        """
         out = y * self.c[s] if self.has("c") else y
         if self.has("A"):
             h = self.activated(project(source, self.A) + self.a)

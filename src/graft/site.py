@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 LINEAR = ("query", "key", "value", "qkv", "attention_out", "gate", "up", "gate_up", "down")
 WHOLES = ("qkv", "gate_up")
-SUBLAYERS = ("attention", "mlp", "block")
-ROLES = (*LINEAR, *SUBLAYERS, "embedding", "position", "norm", "head", "cache", "other")
+SUBLAYERS = ("attention", "mlp", "residual", "block")
+ROLES = (*LINEAR, *SUBLAYERS, "embedding", "entry", "position", "norm", "head", "cache", "other")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,11 @@ class Site:
     `path` is the module whose output is y; `reads` is the module whose input is x where that is not `path` (BERT has no MLP
     module: y leaves `output.dense`, x enters `intermediate.dense`). `parameters` are the module's own, in the module's layout;
     `heads` is (key-value heads, head dimension) on the cache site, of which a model has one; `tied` says that the module's weight is
-    another module's own (a head that shares the embeddings').
+    another module's own (a head that shares the embeddings'). `adds` says what a form that reads y adds to: "y", or "x" where the
+    module is the norm that ends a post-norm block.
+
+    Sublayers: `mlp` reads what enters the MLP, `residual` is the same MLP reading the residual stream before the norm; `block` is the
+    whole layer. `entry` is the module whose output enters the first layer, where that is not the embedding itself (encoders).
     """
 
     path: str
@@ -52,6 +56,7 @@ class Site:
     heads: tuple[int, int] = (0, 0)
     parameters: tuple[tuple[str, tuple[int, ...]], ...] = ()
     tied: bool = False
+    adds: str = "y"
 
     @property
     def bias(self) -> bool:

@@ -72,8 +72,8 @@ def prompt_leaves(method: Method, sites: Sequence[Site], ground: Ground) -> list
 
 
 def prefix_config(method: Method, sites: Sequence[Site], ground: Ground) -> dict[str, Any] | None:
-    """The PREFIX_TUNING config; None for a prefix that still has its MLP or remembers a text."""
-    if not isinstance(method, Prefix) or method.mlp or method.init_kv == "text":
+    """The PREFIX_TUNING config; None for a prefix that still has its MLP, remembers a text or leaves positions alone."""
+    if not isinstance(method, Prefix) or method.mlp or not method.shift or method.init_kv == "text":
         return None
     heads, dim = sites[0].heads
     start = {"init_weights": "zero"} if method.init_kv == "zero" else {}

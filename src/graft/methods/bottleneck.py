@@ -2,7 +2,8 @@
 the parallel form: He et al. 2021, arXiv:2110.04366.
 
 Shapes at a sublayer of width d: A [size, d] and a [size] (down), B [d, size] and b [d] (up). A sequential adapter reads the
-sublayer's output before it is added to the residual, a parallel one the sublayer's input. The up-projection starts at 0.
+sublayer's output before it is added to the residual, a parallel one the sublayer's input. At a `block` (the whole layer, z its output)
+it is z + s up(act(down z)), and LN(h + s up(act(down z))) with z = LN(h) where the layer ends with a norm. The up-projection starts at 0.
 """
 
 import math
@@ -22,7 +23,8 @@ PLACES = {"houlsby": ("attention", "mlp"), "pfeiffer": ("mlp",), "parallel": ("m
 @dataclass(frozen=True)
 class Bottleneck:
     """A two-layer MLP beside or behind a sublayer. `placement`: houlsby (after attention and MLP), pfeiffer (after the MLP), parallel
-    (beside the MLP); `targets` overrides the sublayers.
+    (beside the MLP); `targets` overrides the sublayers: attention, mlp, block, or (parallel only)
+    residual, the MLP reading what enters its norm.
     """
 
     size: int = 64
@@ -42,8 +44,9 @@ class Bottleneck:
 
     def at(self, site: Site) -> bool:
         """At the sublayers of the placement, or those targeted."""
-        places = self.targets or PLACES[self.placement]
-        return site.role in SUBLAYERS and any(matches(site, place) for place in places)
+        if site.role not in SUBLAYERS or (site.adds == "x" if self.placement == "parallel" else site.role == "residual"):
+            return False
+        return any(matches(site, place) for place in self.targets or PLACES[self.placement])
 
     def shapes(self, site: Site) -> Shapes:
         """A [size, d], a [size], B [d, size], b [d]."""
@@ -61,4 +64,4 @@ class Bottleneck:
         """The scale is folded into B and b."""
         B, b = (tensors["B"], tensors["b"]) if self.scale == 1.0 else (tensors["B"] * self.scale, tensors["b"] * self.scale)
         reads = "x" if self.placement == "parallel" else "y"
-        return Affine(A=tensors["A"], a=tensors["a"], B=B, b=b, act=self.act, reads=reads)
+        return Affine(A=tensors["A"], a=tensors["a"], B=B, b=b, act=self.act, reads=reads, adds=base.site.adds)

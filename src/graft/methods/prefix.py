@@ -2,7 +2,7 @@
 
 Shapes: flat kv [layers, 2, n, kv heads, head dim]. With `mlp` = h > 0 one MLP shared by all layers makes them in training,
 kv = W2 tanh(W1 e + b1) + b2 with e [n, w], W1 [h, w], W2 [layers*2*w, h], w = kv heads * head dim, and is dropped by `finish`.
-Keys enter attention after the rotation, so position does not turn them; the text's positions start at n.
+Keys enter attention after the rotation, so position does not turn them; the text's positions start at n, or at 0 without `shift`.
 """
 
 from dataclasses import dataclass, replace
@@ -25,6 +25,7 @@ class Prefix:
     mlp: int = 0
     init_kv: str = "random"
     text: str = ""
+    shift: bool = True
     kind: ClassVar[str] = "prefix"
     hint: ClassVar[str] = ": its attention does not go through transformers' attention registry"
 
@@ -64,10 +65,10 @@ class Prefix:
     def form(self, tensors: Tensors, base: Base) -> VirtualTokens:
         """kv as it is, or out of the MLP."""
         if "kv" in tensors:
-            return VirtualTokens(kv=tensors["kv"])
+            return VirtualTokens(kv=tensors["kv"], shift=self.shift)
         heads, dim = base.site.heads
         flat = F.linear(torch.tanh(F.linear(tensors["e"], tensors["W1"], tensors["b1"])), tensors["W2"], tensors["b2"])
-        return VirtualTokens(kv=flat.view(self.n, base.site.layers, 2, heads, dim).permute(1, 2, 0, 3, 4))
+        return VirtualTokens(kv=flat.view(self.n, base.site.layers, 2, heads, dim).permute(1, 2, 0, 3, 4), shift=self.shift)
 
     def finish(self, tensors: Tensors, base: Base) -> tuple[Method, Tensors]:
         """The flat prefix that the MLP makes."""

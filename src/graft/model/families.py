@@ -6,7 +6,7 @@ usual Llama names get Llama's roles; anything else is an error that says how to 
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch.nn as nn
@@ -19,7 +19,11 @@ LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks)\.(\d+)(?=\.|$)")
 
 @dataclass(frozen=True)
 class Family:
-    """`linear`: name ending -> role; `sublayers`: role -> (where y leaves, where x enters), under the layer."""
+    """`linear`: name ending -> role; `sublayers`: role -> (where y leaves, where x enters), under the layer.
+
+    `stream`: what the residual stream may enter on its way to the MLP, the first present one counts; `post_norm`: the norm that ends a
+    layer; `entry`: the module whose output enters the first layer.
+    """
 
     linear: dict[str, str]
     sublayers: dict[str, tuple[str, str]]
@@ -27,7 +31,9 @@ class Family:
     heads: tuple[str, ...] = ("lm_head",)
     interleaved: bool = False
     attention: str = "self_attn"
-    extra: dict[str, str] = field(default_factory=dict)
+    stream: tuple[str, ...] = ()
+    post_norm: str = ""
+    entry: str = ""
 
 
 LLAMA = Family(
@@ -45,6 +51,7 @@ LLAMA = Family(
     sublayers={"attention": ("self_attn", "self_attn"), "mlp": ("mlp", "mlp")},
     embedding="embed_tokens",
     heads=("lm_head", "score"),
+    stream=("pre_feedforward_layernorm", "post_attention_layernorm"),
 )
 GPT2 = Family(
     linear={"attn.c_attn": "qkv", "attn.c_proj": "attention_out", "mlp.c_fc": "up", "mlp.c_proj": "down"},
@@ -52,6 +59,7 @@ GPT2 = Family(
     embedding="wte",
     heads=("lm_head", "score"),
     attention="attn",
+    stream=("ln_2",),
 )
 GPT_NEOX = Family(
     linear={
@@ -65,6 +73,7 @@ GPT_NEOX = Family(
     heads=("lm_head", "embed_out", "score"),
     interleaved=True,
     attention="attention",
+    stream=("post_attention_layernorm",),
 )
 OPT = Family(
     linear={
@@ -78,6 +87,7 @@ OPT = Family(
     sublayers={"attention": ("self_attn", "self_attn"), "mlp": ("fc2", "fc1")},
     embedding="embed_tokens",
     heads=("lm_head", "score"),
+    stream=("final_layer_norm",),
 )
 BERT = Family(
     linear={
@@ -92,11 +102,15 @@ BERT = Family(
     embedding="word_embeddings",
     heads=("classifier", "classifier.dense", "classifier.out_proj"),
     attention="attention.self",
+    stream=("intermediate.dense",),
+    post_norm="output.LayerNorm",
+    entry="embeddings",
 )
 FAMILIES = {
     **dict.fromkeys(
-        ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "gemma3", "gemma3_text", "phi3", "olmo2", "granite"), LLAMA
+        ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "gemma3", "gemma3_text", "phi3", "granite"), LLAMA
     ),
+    "olmo2": replace(LLAMA, stream=("mlp",)),
     "gpt2": GPT2,
     "gpt_neox": GPT_NEOX,
     "opt": OPT,
@@ -116,7 +130,7 @@ def family_of(model: Any) -> Family:
     if any("experts" in ending for ending in endings):
         raise ModelError(f"{kind} is a mixture of experts, whose experts are no modules of their own: Graft does not support them yet")
     if {"self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"} <= endings:
-        return LLAMA
+        return replace(LLAMA, stream=())  # where the norms of an unknown architecture stand, nobody knows
     raise ModelError(
         f"architecture {kind!r} is unknown and its modules do not bear Llama's names: add a Family for it to "
         f"graft.model.families.FAMILIES. Known: {', '.join(sorted(FAMILIES))}"
@@ -145,7 +159,7 @@ def sites(model: Any) -> list[Site]:
         own = {id(value) for value in module.parameters(recurse=False)}
         found += module_sites(path, module, family, layers, gated, tied=bool(own & owned))
         owned |= own
-        found += sublayer_sites(path, model, family, layers, gated)
+        found += sublayer_sites(path, model, family, layers, gated) or entry_sites(path, model, family, layers)
     return [split for site in found for split in (site, *row_sites(site, model, family))] + cache_sites(model, family, layers)
 
 
@@ -196,11 +210,23 @@ def sublayer_sites(path: str, model: Any, family: Family, layers: int, gated: bo
     if layer is None or ending:
         return []
     width = int(model.config.hidden_size)
-    made = [Site(path, "block", layer, layers, width, width, gated=gated)]
-    for role, (leaves, enters) in family.sublayers.items():
+    end = f"{path}.{family.post_norm}" if family.post_norm else path
+    made = [Site(end, "block", layer, layers, width, width, gated=gated, adds="x" if family.post_norm else "y")]
+    within = {name for name, _ in model.get_submodule(path).named_modules()}
+    stream = next((name for name in family.stream if name in within), None)
+    residual = {} if stream is None else {"residual": (family.sublayers["mlp"][0], stream)}
+    for role, (leaves, enters) in (family.sublayers | residual).items():
         reads = None if leaves == enters else f"{path}.{enters}"
         made.append(Site(f"{path}.{leaves}", role, layer, layers, width, width, reads=reads, gated=gated))
     return made
+
+
+def entry_sites(path: str, model: Any, family: Family, layers: int) -> list[Site]:
+    """The module whose output enters the first layer, if `path` is it."""
+    if not family.entry or path.rsplit(".", 1)[-1] != family.entry or place(path)[0] is not None:
+        return []
+    width = int(model.config.hidden_size)
+    return [Site(path, "entry", None, layers, width, width)]
 
 
 def row_sites(site: Site, model: Any, family: Family) -> list[Site]:

@@ -120,8 +120,8 @@ class Routes:
             made[source] = Pack(len(plans) + 1, columns, **sizes, like=like.detach())
         return made
 
-    def keys_values(self, number: int, adapter: Adapter) -> Tensor | None:
-        """An adapter's virtual tokens as [layers, 2, heads, n, head dim]."""
+    def keys_values(self, number: int, adapter: Adapter) -> VirtualTokens | None:
+        """An adapter's virtual tokens as keys and values [layers, 2, heads, n, head dim]."""
         for method, sites in adapter.parts:
             for site, tensors in sites.items():
                 form = method.form(self.moved(tensors), ModuleBase(self.model, site)) if makes(method) is VirtualTokens else None
@@ -130,7 +130,7 @@ class Routes:
                     if form.embeds is not None and not door.causal:
                         raise AdapterError("a prompt on an encoder cannot share a batch: run it as the live adapter, alone")
                     kv = form.kv if form.embeds is None else self.prompt(number, form.embeds)
-                    return None if kv is None else kv.transpose(2, 3)
+                    return None if kv is None else VirtualTokens(kv=kv.transpose(2, 3), shift=form.shift)
         return None
 
     def prompt(self, number: int, embeds: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 The module's `forward` is overridden on the instance (not hooked: a hook cannot own the product, nor scale the input), so its class,
 its keys and its bytes stay as they are; tensors get the keys `<path>.graft.<name>`. Forms are computed from the master tensors,
 cast once to the compute dtype, and run in order: those that read the module's own input, those that read another module's input
-(BERT's MLP), those that read y.
+(BERT's MLP), those that read y, those that read y and add to x, for which the module runs again.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,8 @@ from graft.model.twin import twin_of
 from graft.pack import Pack, slots_of
 from graft.site import Site
 
-OWN, Y = "", "y"
+OWN, Y, X = "", "y", "x"
+"""What a form reads: the module's own input, y, or (X) y where it adds to x; else the path of the module whose input it reads."""
 
 
 class Routing:
@@ -74,8 +75,10 @@ class Station:
         return {name: own(holder, key) for name, key in self.names.items()}
 
     def source(self, form: Affine) -> str:
-        """What the form reads: OWN, Y, or the path of the module whose input it is."""
-        return Y if form.reads == "y" else self.site.reads or OWN
+        """What the form reads: OWN, Y, X, or the path of the module whose input it is."""
+        if form.reads == "y":
+            return X if form.adds == "x" else Y
+        return self.site.reads or OWN
 
 
 def borrows(method: Method, site: Site, base: ModuleBase, tensors: Tensors) -> bool:
@@ -147,15 +150,21 @@ class Slot(nn.Module):
         if forms and forms[0][0] == OWN and forms[0][1].i is not None:
             x = x * forms[0][1].i.to(x.dtype)
             args, kwargs = with_input(x, args, kwargs)
-        out = (inner if twin is None else twin)(*args, **kwargs)
+        base = inner if twin is None else twin
+        out = base(*args, **kwargs)
         y = first(out)
         for source, form in forms:
-            y = run(cast(form, y.dtype), self.read(source, x), y, training=self.training)
+            own = cast(form, y.dtype)
+            if source == X:
+                args, kwargs = with_input(run(own, y, x, training=self.training), args, kwargs)
+                y = first(base(*args, **kwargs))
+            else:
+                y = run(own, self.read(source, x, y), y, training=self.training)
         return with_output(y, out)
 
-    def read(self, source: str, x: Tensor) -> Tensor:
-        """The tensor that a form reads beside y."""
-        return self.cells[source].take() if source in self.cells else x
+    def read(self, source: str, x: Tensor, y: Tensor) -> Tensor:
+        """The tensor that a form reads."""
+        return y if source in (X, Y) else self.cells[source].take() if source in self.cells else x
 
     def routed(self, inner: Callable[..., Any], x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], slots: Tensor) -> Any:
         """The same for rows of different adapters, their forms in packs."""
@@ -165,14 +174,23 @@ class Slot(nn.Module):
         if keyed(OWN) in packs:
             x = packs[keyed(OWN)].scaled(s, x)
         args, kwargs = with_input(x, args, kwargs)
+        y, out = self.routed_base(inner, args, kwargs, slots)
+        for key, pack in packs.items():
+            source = unkeyed(key)
+            if source == X:
+                again = self.routed_base(inner, *with_input(pack(s, y, x), args, kwargs), slots)[0]
+                y = torch.where(pack.held[s][..., None], again, y)
+            else:
+                y = pack(s, self.read(source, x, y), y)
+        return with_output(y, out)
+
+    def routed_base(self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], slots: Tensor) -> tuple[Tensor, Any]:
+        """What the module gives for each row before any affine form, by its own twin if it has one; and its whole output."""
         out = inner(*args, **kwargs)
         y = for_rows(first(out), len(slots))
         for slot, twin in self.routed_twins.items():
             y = torch.where(slots_of(slots == slot, y.shape[:-1])[..., None], first(twin(*args, **kwargs)), y)
-        for key, pack in self.packs.items():
-            source = unkeyed(key)
-            y = pack(s, y if source == Y else self.read(source, x), y)
-        return with_output(y, out)
+        return y, out
 
     def load(self, number: int, forms: list[tuple[str, Affine]], twin: nn.Module | None, capacity: dict[str, Pack]) -> None:
         """Put one adapter's joined forms (and twin) into slot `number` of the packs, which `capacity` makes where there is none."""
@@ -198,12 +216,14 @@ def ordered(stations: list[Station], tensors: Callable[[Station], Tensors], outp
         if isinstance(form, Affine):
             whole = form if station.site.rows is None else at_rows(form, station.site.rows, outputs)
             groups.setdefault(station.source(whole), []).append(whole)
+    if X in groups:
+        join([form for forms in groups.values() for form in forms])  # refused unless it is alone
     return [(source, join(groups[source])) for source in sorted(groups, key=rank)]
 
 
 def rank(source: str) -> int:
-    """Running order: the module's own input, other modules' inputs, y."""
-    return 0 if source == OWN else 2 if source == Y else 1
+    """Running order: the module's own input, other modules' inputs, y, y where it adds to x."""
+    return {OWN: 0, Y: 2, X: 3}.get(source, 1)
 
 
 def keyed(source: str) -> str:

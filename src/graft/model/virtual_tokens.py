@@ -2,7 +2,8 @@
 
 A prefix enters inside attention (see graft.model.attention). A prompt in training is n dummy positions whose embedding output is
 overwritten; on a causal model without gradients it is served as a prefix, its keys and values computed once. Positions: the text's
-are cumsum(mask) - 1 + n, whatever the padding. Virtual tokens are positions like any other: they stand between the padding and the text.
+are cumsum(mask) - 1 + n, whatever the padding. Virtual tokens are positions like any other: they stand between the padding and the
+text. A prefix that does not shift the text has no positions: the text's are those without it, and every window holds it.
 """
 
 import inspect
@@ -53,7 +54,7 @@ class Doorway(nn.Module):
         super().__init__()
         self.routing = routing
         self.station: Station | None = None
-        self.routed: dict[int, Tensor] = {}  # keys and values [layers, 2, heads, n, head dim] by slot
+        self.routed: dict[int, VirtualTokens] = {}  # kv [layers, 2, heads, n, head dim] by slot
         self.attention = attention_modules(model)
         self.causal = all(getattr(module, "is_causal", True) for module in self.attention)
         self.open = True
@@ -82,21 +83,25 @@ class Doorway(nn.Module):
         form = None if self.station is None else self.station.method.form(self.station.tensors(self), self.station.base)
         return form if isinstance(form, VirtualTokens) else None
 
-    def tokens(self, model: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """What enters before the next forward: kv [layers, 2, rows, heads, n, head dim], seen [rows, n], embeds [n, d]."""
+    def tokens(self, model: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | int]:
+        """What enters before the next forward: kv [layers, 2, rows, heads, n, head dim], seen [rows, n], embeds [n, d], and whether
+        the text is shifted: 1 or 0, or one for each row [rows, 1].
+        """
         if self.routing.slots is not None:
-            return (*side_by_side([self.routed.get(int(slot)) for slot in self.routing.slots]), None)
+            rows = [self.routed.get(int(slot)) for slot in self.routing.slots]
+            shift = torch.tensor([[row is None or row.shift] for row in rows], device=self.routing.slots.device).long()
+            return (*side_by_side([None if row is None else row.kv for row in rows]), None, shift)
         form = self.live()
         if torch.is_grad_enabled():
             self.memo, self.routing.stale = None, True  # training follows, and a fused optimizer leaves no version
         if form is None:
-            return None, None, None
+            return None, None, None, 1
         if form.embeds is not None and (torch.is_grad_enabled() or not self.causal):
-            return None, None, form.embeds
+            return None, None, form.embeds, 1
         if form.kv is not None and form.kv.grad_fn is not None and reentrant(model):
             raise AdapterError("a prefix made by an MLP cannot be checkpointed reentrantly: enable it with use_reentrant=False")
         kv = form.kv if form.embeds is None else self.prompt(model, form.embeds)
-        return None if kv is None else kv.transpose(2, 3)[:, :, None], None, None
+        return None if kv is None else kv.transpose(2, 3)[:, :, None], None, None, int(form.shift)
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode, and forget the keys and values computed so far."""
@@ -141,14 +146,17 @@ class Doorway(nn.Module):
 
     def enter(self, model: Any, call: dict[str, Any]) -> dict[str, Any]:
         """Before a forward: leave keys and values on the attention modules, make room for embeddings, set positions."""
-        kv, seen, embeds = self.tokens(model)
+        kv, seen, embeds, shift = self.tokens(model)
         text: Tensor = call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]
         rows = text.shape[0]
         self.pending.embeds = None
+        where = None
         if kv is not None and self.causal:
+            shift = shift if isinstance(shift, int) else spread(shift, rows)
             n = kv.shape[4] if seen is None else spread(seen, rows).sum(1, keepdim=True)
-            call["position_ids"] = positions(call, text) + n
-        place(self.attention, kv, seen, call.get("position_ids") if self.causal else None, rows)
+            call["position_ids"] = positions(call, text) + n * shift
+            where = call["position_ids"] * shift  # at 0 every window holds the whole prefix
+        place(self.attention, kv, seen, where, rows)
         return call if embeds is None else self.roomier(model, call, text, embeds)
 
     def roomier(self, model: Any, call: dict[str, Any], text: Tensor, embeds: Tensor) -> dict[str, Any]:

@@ -22,12 +22,13 @@ from graft.compare.report.summary import Row
 
 WIDTH, HEIGHT = 220, 328
 SUMS = (176, 278)  # where sublayers are added to the residual line
-SUBLAYERS = {"attention": 158, "mlp": 260, "block": 297}
+SUBLAYERS = {"attention": 158, "mlp": 260, "residual": 260, "block": 297}
 LINEAR = ("query", "key", "value", "qkv", "attention_out", "gate", "up", "gate_up", "down")
 INSIDE = ("norm", *LINEAR)
 WORDS = {
     "qkv": "query, key and value together", "attention_out": "attention output", "gate_up": "gate and up together", "down": "MLP down",
     "gate": "MLP gate", "up": "MLP up", "attention": "after attention", "mlp": "after the MLP", "block": "whole block",
+    "residual": "beside the MLP, from the residual",
     "cache": "keys and values of every layer", "head": "output head", "norm": "norms",
     "position": "position embeddings", "model": "the whole model", "other": "other modules",
 }  # fmt: skip
