@@ -148,16 +148,15 @@ def test_every_method_trains_on_a_bfloat16_base_and_leaves_it_as_it_was(name, ti
 
 
 def spoiled(monkeypatch, step, accum=1):
-    """From the given step on, the logits of the batch's second row are NaN."""
-    real, calls = training.logits_at, []
+    """From the given step on, the losses of the batch's second row are NaN."""
+    real, calls = training.token_losses, []
 
-    def logits_at(model, batch, mask):
+    def token_losses(model, batch):
         calls.append(1)
-        logits = real(model, batch, mask)
-        bad = (mask.nonzero()[:, 0] == 1)[:, None] & torch.tensor(len(calls) > (step - 1) * accum)
-        return torch.where(bad, torch.nan, logits)
+        losses, rows = real(model, batch)
+        return torch.where((rows == 1) & torch.tensor(len(calls) > (step - 1) * accum), torch.nan, losses), rows
 
-    monkeypatch.setattr(training, "logits_at", logits_at)
+    monkeypatch.setattr(training, "token_losses", token_losses)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_row(monkeypatch):

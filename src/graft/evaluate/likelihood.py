@@ -9,18 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from graft.data import IGNORED, Example, Row, collate, tokenise
+from graft.data import Example, Row, collate, tokenise
 from graft.errors import DataError
 from graft.evaluate.answer import Progress, by_length, evaluating, padding, tell
 from graft.model import supervised
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-CHUNK = 512
-"""Positions whose logits are in fp32 at once; with a vocabulary of 150k that is 300 MB."""
 
 
 @dataclass(frozen=True)
@@ -79,16 +75,9 @@ def summed_nll(model: Any, examples: Sequence[Example], pad_id: int, batch_size:
 
 def batch_nll(model: Any, batch: dict[str, Tensor]) -> Tensor:
     """Summed nll of each row of a batch [B, T], float64 [B] on the CPU."""
-    labels = batch.pop("labels").to(model.device)
     inputs = {name: value.to(model.device) for name, value in batch.items()}
-    mask = torch.zeros_like(labels, dtype=torch.bool)
-    mask[:, :-1] = labels[:, 1:] != IGNORED
-    targets = labels[:, 1:][mask[:, :-1]]
-    logits = supervised.logits_at(model, inputs, mask)
-    pieces = zip(torch.split(logits, CHUNK), torch.split(targets, CHUNK), strict=True)
-    nll = torch.cat([cross_entropy(piece.float(), target, reduction="none") for piece, target in pieces])
-    rows = mask.nonzero()[:, 0]
-    return torch.zeros(len(labels), dtype=torch.float64).index_add(0, rows.cpu(), nll.double().cpu())
+    nll, rows = supervised.token_losses(model, inputs)
+    return torch.zeros(len(inputs["labels"]), dtype=torch.float64).index_add(0, rows.cpu(), nll.double().cpu())
 
 
 def candidates(rows: Sequence[Row], labels: Sequence[str] = ()) -> list[Candidates]:

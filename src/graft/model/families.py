@@ -278,3 +278,11 @@ def cache_sites(model: Any, family: Family, layers: int) -> list[Site]:
     """The one site of a model's keys and values."""
     width = int(model.config.hidden_size)
     return [Site("", "cache", None, layers, width, width, heads=heads(model))]
+
+
+def logit_map(model: Any) -> tuple[float, float] | None:
+    """(scale, softcap): what the model does to its head's product, cap(scale h W^T); None where that is not known."""
+    config = model.config
+    if str(config.model_type) not in FAMILIES:
+        return None
+    return 1 / float(getattr(config, "logits_scaling", None) or 1), float(getattr(config, "final_logit_softcapping", None) or 0)

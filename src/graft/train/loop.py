@@ -24,7 +24,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from graft.data import Example, collate, epochs
 from graft.errors import TrainingError
 from graft.model.checkpointing import checkpointed
-from graft.model.supervised import logits_at
+from graft.model.supervised import token_losses
 from graft.train import guards
 from graft.train.interrupt import Interrupt
 from graft.train.meter import PeakMemory
@@ -101,20 +101,6 @@ def train(
         stopped = _steps(run, shown, on_step)
         best_step = _restore_best(run)
     return _result(run, time.perf_counter() - started, peak.bytes, stopped, best_step)
-
-
-def token_losses(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Negative log-likelihood of each supervised token [N] (nats, fp32 or wider) and the row it stands in [N].
-
-    `batch` holds input_ids, attention_mask and labels [B, T], labels -100 where not trained; position t predicts t + 1.
-    """
-    labels = batch["labels"]
-    mask = torch.zeros_like(labels, dtype=torch.bool)
-    mask[:, :-1] = labels[:, 1:] != -100
-    logits = logits_at(model, batch, mask)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    losses = nn.functional.cross_entropy(logits, labels[:, 1:][mask[:, :-1]], reduction="none")
-    return losses, mask.nonzero()[:, 0]
 
 
 def _start(adapted: Trainable, tokenizer: Any, examples: Sequence[Example], validation: Sequence[Example], config: TrainConfig) -> _Run:
