@@ -4,7 +4,7 @@
 
 `s` is the slot of each row (or of each token); slot 0 is the bare base. The columns of A and B of all adapters stand side by side,
 each tagged with its slot in `of`; the mask comes after the activation, since act(0) need not be 0. Everything that varies between
-adapters is a tensor of fixed capacity, so that loading another one changes no shape and recompiles nothing.
+adapters is a tensor with room to spare, so that loading another one seldom changes a shape, and routing and scales never do.
 """
 
 from collections.abc import Sequence
@@ -14,18 +14,23 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from graft.errors import AdapterError
 from graft.forms import ACTIVATIONS, Affine, project
 
 CODES = tuple(ACTIVATIONS)
+ROWS = {"c": 1.0, "i": 1.0, "b": 0.0}
+"""Fields with a row a slot, and what the bare base has there."""
 
 
 class Pack(nn.Module):
-    """Capacity for `slots` adapters (slot 0 included) and `columns` branch columns; shapes c, b [slots, out], i [slots, in]."""
+    """Shapes c, b [slots, out], i [slots, in], A [columns, in or out], a, of, act [columns], B [out, columns]; held [slots].
 
-    c: Tensor
-    i: Tensor
-    b: Tensor
+    Rows and columns are there once an adapter needs them, and their number doubles when it no longer suffices: loading costs what the
+    new adapter needs, however many are there already. `held` says which slots have a form here.
+    """
+
+    c: Tensor | None
+    i: Tensor | None
+    b: Tensor | None
     A: Tensor
     a: Tensor
     B: Tensor
@@ -33,63 +38,100 @@ class Pack(nn.Module):
     act: Tensor
     held: Tensor
 
-    def __init__(self, slots: int, columns: int, width: int, inputs: int, outputs: int, like: Tensor) -> None:
-        """`width` is the size of what A reads: `inputs`, or `outputs` where the pack reads y."""
+    def __init__(self, slots: int, like: Tensor) -> None:
+        """Room for `slots` adapters (slot 0, the bare base, included), in the dtype and on the device of `like`."""
         super().__init__()
-        self.used: dict[int, frozenset[str]] = {}
-        zeros = {"b": (slots, outputs), "A": (columns, width), "a": (columns,), "B": (outputs, columns)}
-        for name, shape in zeros.items():
+        self.spare: list[int] = []  # free columns
+        self.columns: dict[int, list[int]] = {}  # by slot
+        self.fields: frozenset[str] = frozenset()  # what any slot has ever had: what has no use is not computed
+        for name in ROWS:
+            self.register_buffer(name, None, persistent=False)
+        for name, shape in {"A": (0, 0), "B": (0, 0), "a": (0,)}.items():
             self.register_buffer(name, like.new_zeros(shape), persistent=False)
-        for name, size in {"c": outputs, "i": inputs}.items():
-            self.register_buffer(name, like.new_ones(slots, size), persistent=False)
         self.register_buffer("held", torch.zeros(slots, dtype=torch.bool, device=like.device), persistent=False)
-        self.register_buffer("of", torch.full((columns,), -1, device=like.device), persistent=False)
-        self.register_buffer("act", torch.zeros(columns, dtype=torch.long, device=like.device), persistent=False)
+        for name in ("of", "act"):
+            self.register_buffer(name, torch.zeros(0, dtype=torch.long, device=like.device), persistent=False)
 
     def load(self, slot: int, form: Affine) -> None:
-        """Put a form into a slot, in place. Raises AdapterError where its branch does not fit into the free columns."""
+        """Put a form into a slot (below the number of slots), in place of what is there."""
         self.free(slot)
-        for name in ("c", "i", "b"):
+        for name, neutral in ROWS.items():
             value = getattr(form, name)
             if value is not None:
-                getattr(self, name)[slot] = value
+                if getattr(self, name) is None:
+                    setattr(self, name, self.A.new_full((len(self.held), len(value)), neutral))
+                getattr(self, name)[slot] = value.to(self.A.dtype)
         if form.A is not None and form.B is not None:
-            free = (self.of < 0).nonzero().flatten()
-            if len(free) < len(form.A):
-                raise AdapterError(f"a branch of rank {len(form.A)} does not fit: {len(free)} columns are free")
-            own = free[: len(form.A)]
-            self.A[own], self.B[:, own] = form.A.to(self.A.dtype), form.B.to(self.B.dtype)
-            self.a[own] = torch.zeros_like(self.a[own]) if form.a is None else form.a.to(self.a.dtype)
+            own = self.take(slot, form.A, form.B)
+            self.A[own], self.B[:, own] = form.A.to(self.A.dtype), form.B.to(self.A.dtype)
+            if form.a is not None:
+                self.a[own] = form.a.to(self.A.dtype)
             self.of[own], self.act[own] = slot, CODES.index(form.act)
-        self.used[slot] = frozenset(form.tensors()) | {form.act}
         self.held[slot] = True
+        self.fields |= frozenset(form.tensors()) | {form.act}
+
+    def take(self, slot: int, A: Tensor, B: Tensor) -> Tensor:
+        """Columns for a branch A [r, in], B [out, r]: free ones, or new ones."""
+        if len(self.spare) < len(A):
+            old = len(self.of)
+            self.lengthen(old + max(old, len(A)), A.shape[1], B.shape[0])
+            self.spare += range(old, len(self.of))
+        self.columns[slot], self.spare = self.spare[: len(A)], self.spare[len(A) :]
+        return torch.tensor(self.columns[slot], device=self.A.device)
+
+    def lengthen(self, columns: int, width: int, outputs: int) -> None:
+        """Make room for so many columns; what is there stays."""
+        old = len(self.of)
+        A, B, a, of, act = self.A, self.B, self.a, self.of, self.act
+        self.A, self.B, self.a = A.new_zeros(columns, width), A.new_zeros(outputs, columns), a.new_zeros(columns)
+        self.of, self.act = of.new_full((columns,), -1), act.new_zeros(columns)
+        if old:
+            self.A[:old], self.B[:, :old], self.a[:old], self.of[:old], self.act[:old] = A, B, a, of, act
+
+    def widen(self, slots: int) -> None:
+        """Make room for so many slots; what is there stays."""
+        old = len(self.held)
+        held, self.held = self.held, self.held.new_zeros(slots)
+        self.held[:old] = held
+        for name, neutral in ROWS.items():
+            value = getattr(self, name)
+            if value is not None:
+                wider = value.new_full((slots, value.shape[1]), neutral)
+                wider[:old] = value
+                setattr(self, name, wider)
 
     def free(self, slot: int) -> None:
-        """Empty a slot: its rows see the bare base."""
-        self.c[slot], self.i[slot], self.b[slot] = 1, 1, 0
-        self.of[self.of == slot] = -1
-        self.used.pop(slot, None)
+        """Empty a slot: its rows see the bare base, and its columns are there for others."""
+        for name, neutral in ROWS.items():
+            if getattr(self, name) is not None:
+                getattr(self, name)[slot] = neutral
+        own = self.columns.pop(slot, [])
+        if own:
+            index = torch.tensor(own, device=self.A.device)
+            self.A[index], self.B[:, index], self.a[index], self.of[index], self.act[index] = 0, 0, 0, -1, 0
+            self.spare = sorted(self.spare + own)
         self.held[slot] = False
 
     def has(self, name: str) -> bool:
-        """Whether any slot has this field (or this activation)."""
-        return any(name in names for names in self.used.values())
+        """Whether any slot has had this field (or this activation)."""
+        return name in self.fields
 
     def scaled(self, s: Tensor, x: Tensor) -> Tensor:
         """x' = i[s] * x, or x itself where no adapter scales inputs."""
-        return x * self.i[s] if self.has("i") else x
+        return x if self.i is None else x * self.i[s]
 
     def forward(self, s: Tensor, source: Tensor, y: Tensor) -> Tensor:
         """s broadcasts to y's leading dimensions; source is x' [..., in], ids [...], or y; y [..., out] -> y' [..., out].
 
         Where the forms add to x, x stands for y and the output of the base for source.
         """
-        out = y * self.c[s] if self.has("c") else y
+        out = y if self.c is None else y * self.c[s]
         if self.has("A"):
-            h = self.activated(project(source, self.A) + self.a)
-            h = h * (self.of == s[..., None])
+            h = project(source, self.A)
+            h = self.activated(h + self.a if self.has("a") else h)
+            h = torch.where(self.of == s[..., None], h, 0)  # no product with 0: what overflows in one adapter is nothing to another
             out = out + F.linear(h, self.B)
-        return out + self.b[s] if self.has("b") else out
+        return out if self.b is None else out + self.b[s]
 
     def activated(self, h: Tensor) -> Tensor:
         """Each column of h [..., columns] through its own activation."""

@@ -46,6 +46,7 @@ class Adapted:
     def __init__(self, wiring: Wiring, adapter: Adapter) -> None:
         self.wiring, self.source = wiring, adapter
         self.model = wiring.model
+        self.master = master_dtype(self.model)
         self.held: list[list[tuple[Station, Slot | Doorway]]] = []
         self.undo: object = None  # what a merge replaced, while one is merged
         for number, (method, tensors) in enumerate(adapter.parts):
@@ -57,7 +58,7 @@ class Adapted:
     def hold(self, number: int, method: Method, site: Site, values: Tensors) -> tuple[Station, Slot | Doorway]:
         """Give one part's tensors at one site their place."""
         adapters.check_shapes(method, site, values)
-        base, dtype = ModuleBase(self.model, site), master_dtype(self.model)
+        base, dtype = ModuleBase(self.model, site), self.master
         if makes(method) is VirtualTokens:
             door = self.wiring.door()
             return door.hold(method, site, base, values, dtype), door
@@ -130,9 +131,23 @@ class Adapted:
 
     # several adapters
 
-    def add(self, name: str, adapter: Adapter) -> None:
-        """Load another adapter of the same base beside the live one, under a name for `route`."""
-        self.routes.add(name, adapter)
+    def add(self, name: str, adapter: Adapter | str | Path, *, replace: bool = False) -> None:
+        """Load another adapter of the same base (or the one in a folder) beside the live one, under a name for `route`.
+
+        With `replace` it takes the place of one of that name. Raises AdapterError, and changes nothing, where it does not fit.
+        """
+        self.refuse_merged("added")
+        self.routes.add(name, adapter if isinstance(adapter, Adapter) else formats.read(Path(adapter), ground(self.model)), replace=replace)
+
+    def remove(self, name: str) -> None:
+        """Take an added adapter out again. Raises AdapterError if there is none of that name, or rows are routed to it."""
+        self.refuse_merged("removed")
+        self.routes.remove(name)
+
+    @property
+    def names(self) -> list[str]:
+        """The names that rows can be routed to: "live", and those given to `add`."""
+        return self.routes.names
 
     def route(self, rows: Sequence[str | None] | None) -> None:
         """Say which adapter each row of the coming batches wants: a name given to `add`, "live", or None for the bare base.
@@ -141,4 +156,4 @@ class Adapted:
         as many rows in turn.
         """
         self.refuse_merged("routed")
-        self.wiring.routing.slots = None if rows is None else self.routes.numbers(rows, self.adapter)
+        self.routes.route(rows, self.adapter)

@@ -39,7 +39,7 @@ class ModuleBase:
     def __init__(self, model: Any, site: Site, tokenizer: Any = None) -> None:
         self.model, self.site, self.tokenizer = model, site, tokenizer
         self.module = model.get_submodule(site.path)
-        self.norms: Tensor | None = None
+        self.norms: tuple[Any, Tensor] | None = None
 
     def whole(self) -> Tensor:
         """The module's weight as [out, in]."""
@@ -71,10 +71,12 @@ class ModuleBase:
 
     @property
     def row_norms_sq(self) -> Tensor:
-        """[out], computed once: the base is frozen."""
-        if self.norms is None or self.norms.device != self.module.weight.device:
-            self.norms = self.weight.to(master_dtype(self.model)).square().sum(1)
-        return self.norms
+        """[out], computed once for each place and dtype that the weight has: the base is frozen."""
+        own = self.module.weight
+        key = (own.device, own.dtype)
+        if self.norms is None or self.norms[0] != key:
+            self.norms = key, self.weight.to(master_dtype(self.module)).square().sum(1)
+        return self.norms[1]
 
     def times(self, A: Tensor) -> Tensor:
         """W A^T [out, r] by one product in the base's dtype."""

@@ -30,11 +30,13 @@ OWN, Y, X = "", "y", "x"
 class Routing:
     """Which adapter each row of the batch wants: `slots` [rows] (or [rows, T]), or None for the live one on all rows.
 
-    `stale` says that the live adapter may have been trained since the packs were filled.
+    `virtual` are the rows' keys and values [layers, 2, rows, heads, n, head dim], which of them each row sees [rows, n], and whether
+    they shift its text [rows, 1]. `stale` says that the live adapter may have been trained since its slot was filled.
     """
 
     def __init__(self) -> None:
         self.slots: Tensor | None = None
+        self.virtual: tuple[Tensor | None, Tensor | None, Tensor | int] = (None, None, 1)
         self.stale = True
 
 
@@ -192,18 +194,30 @@ class Slot(nn.Module):
             y = torch.where(slots_of(slots == slot, y.shape[:-1])[..., None], first(twin(*args, **kwargs)), y)
         return y, out
 
-    def load(self, number: int, forms: list[tuple[str, Affine]], twin: nn.Module | None, capacity: dict[str, Pack]) -> None:
-        """Put one adapter's joined forms (and twin) into slot `number` of the packs, which `capacity` makes where there is none."""
+    def load(self, number: int, forms: list[tuple[str, Affine]], twin: nn.Module | None, slots: int, like: Tensor) -> None:
+        """Put one adapter's joined forms (and twin) into slot `number`; packs made for it have room for `slots`, in `like`'s dtype."""
         if twin is not None:
             self.routed_twins[number] = twin
         for source, form in forms:
-            self.packs[keyed(source)] = capacity[source]
-            capacity[source].load(number, form)
+            if keyed(source) not in self.packs:
+                packs = {**self.packs, keyed(source): Pack(slots, like)}
+                self.packs = nn.ModuleDict({key: packs[key] for key in sorted(packs)})  # in running order
+            pack: Any = self.packs[keyed(source)]
+            pack.load(number, form)
 
-    def unload(self) -> None:
-        """Drop all packs and routed twins."""
-        self.packs = nn.ModuleDict()
-        self.routed_twins = {}
+    def unload(self, number: int) -> None:
+        """Empty slot `number`."""
+        self.routed_twins.pop(number, None)
+        for pack in self.packs.values():
+            pack.free(number)  # type: ignore[operator]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or cast everything, routed twins included, and forget the forms computed so far."""
+        self.memo, self.routing.stale = None, True
+        for twin in self.routed_twins.values():
+            twin._apply(fn)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
 
 def ordered(stations: list[Station], tensors: Callable[[Station], Tensors], outputs: int) -> list[tuple[str, Affine]]:

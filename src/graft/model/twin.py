@@ -6,6 +6,7 @@ dtype, so that the module's own forward (a scaled embedding's, a norm's) runs un
 
 import copy
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -63,4 +64,10 @@ def twin_class(cls: Any, names: tuple[str, ...]) -> Any:
     def reader(name: str) -> property:
         return property(lambda self: self._parameters[name].to(self.compute[name]))
 
-    return type(f"{cls.__name__}Twin", (cls,), {name: reader(name) for name in names})
+    def apply(self: Any, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Move or cast the master parameters, and what they are read as likewise."""
+        cls._apply(self, fn, recurse)
+        self.compute = {name: fn(torch.empty(0, dtype=dtype)).dtype for name, dtype in self.compute.items()}
+        return self
+
+    return type(f"{cls.__name__}Twin", (cls,), {name: reader(name) for name in names} | {"_apply": apply})

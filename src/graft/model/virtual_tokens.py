@@ -7,6 +7,8 @@ text. A prefix that does not shift the text has no positions: the text's are tho
 """
 
 import inspect
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -88,9 +90,8 @@ class Doorway(nn.Module):
         the text is shifted: 1 or 0, or one for each row [rows, 1].
         """
         if self.routing.slots is not None:
-            rows = [self.routed.get(int(slot)) for slot in self.routing.slots]
-            shift = torch.tensor([[row is None or row.shift] for row in rows], device=self.routing.slots.device).long()
-            return (*side_by_side([None if row is None else row.kv for row in rows]), None, shift)
+            kv, seen, shift = self.routing.virtual
+            return kv, seen, None, shift
         form = self.live()
         if torch.is_grad_enabled():
             self.memo, self.routing.stale = None, True  # training follows, and a fused optimizer leaves no version
@@ -107,6 +108,13 @@ class Doorway(nn.Module):
         """Set the mode, and forget the keys and values computed so far."""
         self.memo, self.routing.stale = None, True
         return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or cast everything, the routed adapters' keys and values included, and forget those of the live one."""
+        self.memo, self.routing.stale = None, True
+        self.routed = {number: replace(own, kv=None if own.kv is None else fn(own.kv)) for number, own in self.routed.items()}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def prompt(self, model: Any, embeds: Tensor) -> Tensor:
         """A prompt [n, d] as the prefix it is to a causal model, computed once for each state of the trained tensors."""
@@ -222,22 +230,23 @@ def reentrant(model: Any) -> bool:
     return any(call is not None and getattr(call, "keywords", {}).get("use_reentrant", False) for call in calls)
 
 
-def side_by_side(rows: list[Tensor | None]) -> tuple[Tensor | None, Tensor | None]:
-    """Each row's kv [layers, 2, heads, n, head dim] or None as kv [layers, 2, rows, heads, n, head dim] and seen [rows, n].
+def side_by_side(rows: list[VirtualTokens | None]) -> tuple[Tensor | None, Tensor | None, Tensor | int]:
+    """Each row's kv [layers, 2, heads, n, head dim] or None as kv [layers, 2, rows, heads, n, head dim], seen and shift [rows, n or 1].
 
     Shorter prefixes are padded on the left.
     """
-    longest = max((kv for kv in rows if kv is not None), key=lambda kv: kv.shape[3], default=None)
-    if longest is None:
-        return None, None
+    found = {number: own.kv for number, own in enumerate(rows) if own is not None and own.kv is not None}
+    if not found:
+        return None, None, 1
+    longest = max(found.values(), key=lambda kv: kv.shape[3])
     n = longest.shape[3]
     kv = torch.stack([torch.zeros_like(longest)] * len(rows), 2)
     seen = torch.zeros(len(rows), n, dtype=torch.bool, device=longest.device)
-    for number, own in enumerate(rows):
-        if own is not None:
-            kv[:, :, number, :, n - own.shape[3] :] = own
-            seen[number, n - own.shape[3] :] = True
-    return kv, seen
+    for number, own in found.items():
+        kv[:, :, number, :, n - own.shape[3] :] = own
+        seen[number, n - own.shape[3] :] = True
+    shift = torch.tensor([[row is None or row.shift] for row in rows], device=longest.device).long()
+    return kv, seen, shift
 
 
 def columns_in_order(mask: Tensor | None, n: int, length: int) -> Tensor:
