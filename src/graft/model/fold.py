@@ -74,15 +74,19 @@ def tied_to(model: Any, path: str) -> list[str]:
     return names[names.index(path) + 1 :] if path in names else []
 
 
-def fold(model: Any, found: dict[str, Here], dtype: Callable[[Any], torch.dtype]) -> Iterator[tuple[str, Tensors]]:
+def fold(
+    model: Any, found: dict[str, Here], dtype: Callable[[Any], torch.dtype], *, as_run: bool = True
+) -> Iterator[tuple[str, Tensors]]:
     """Each module's changed parameters, in its own layout and in the dtype that `dtype` says for the module.
 
-    Modules that merely follow a tied one are left out. Raises AdapterError where a value is too large for the dtype.
+    `as_run` False leaves the parameters of modules trained as a whole in master precision. Modules that merely follow a tied one are left
+    out. Raises AdapterError where a value is too large for the dtype.
     """
     follows = followers(model, found)
     for path, here in found.items():
         module, into = model.get_submodule(path), dtype(model.get_submodule(path))
         trained = whole(here) or ({"weight": whole(found[follows[path]])["weight"]} if path in follows else {})
+        trained = {name: value.to(own_dtype(module)) if as_run else value for name, value in trained.items()}
         made = folded(module, affine(model, path, here), trained, into, flipped=is_flipped(module, here))
         for name, value in made.items():
             if not bool(torch.isfinite(value).all()):
@@ -91,16 +95,14 @@ def fold(model: Any, found: dict[str, Here], dtype: Callable[[Any], torch.dtype]
 
 
 def folded(module: Any, form: Affine | None, trained: Tensors, dtype: torch.dtype, *, flipped: bool) -> Tensors:
-    """One module's changed parameters: those trained as a whole, as they run in the module's dtype, with the form folded in."""
-    runs_in = own_dtype(module)
-    values = {name: dense(value) for name, value in module.named_parameters(recurse=False)}
-    values |= {name: value.to(runs_in) for name, value in trained.items()}
-    made = {name: values[name] for name in trained}
+    """One module's changed parameters: those trained as a whole, with the form folded in."""
+    values = {name: dense(value) for name, value in module.named_parameters(recurse=False)} | trained
+    made = dict(trained)
     if form is not None:
         form = cast(form, wide(next(iter(form.tensors().values()))))
         names = touched(form, {name: value.shape for name, value in values.items()})
         if "weight" in names:
-            weight, gain = values["weight"], gain_of(module, runs_in)
+            weight, gain = values["weight"], gain_of(module, own_dtype(module))
             made["weight"] = by_rows(form, weight.t(), gain, dtype).t() if flipped else by_rows(form, weight, gain, dtype)
         if "bias" in names:
             bias = merged_bias(form, None if values.get("bias") is None else values["bias"].to(form_dtype(form)))
