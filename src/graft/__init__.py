@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from graft import errors
     from graft.methods import IA3, METHODS, BiasOnly, Bottleneck, DoRA, LoRA, Prefix, Prompt, Selective
     from graft.model.adapted import Adapted, adapt
+    from graft.model.combine import combine
     from graft.model.digest import digest
     from graft.model.load_adapter import load
     from graft.model.merge import merge, merge_cost, unmerge
@@ -21,6 +22,7 @@ ROOMS = {
     **dict.fromkeys(("Adapted", "adapt"), "graft.model.adapted"),
     "digest": "graft.model.digest",
     "load": "graft.model.load_adapter",
+    "combine": "graft.model.combine",
     **dict.fromkeys(("merge", "merge_cost", "unmerge"), "graft.model.merge"),
     "count": "graft.model.skeleton",
 }
@@ -37,6 +39,7 @@ __all__ = [
     "Prompt",
     "Selective",
     "adapt",
+    "combine",
     "count",
     "digest",
     "errors",

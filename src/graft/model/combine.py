@@ -75,6 +75,7 @@ def read(model: Any, folder: Path) -> Adapter:
 def cut(model: Any, total: Sum, rank: int) -> dict[str, tuple[float, float]]:
     """Bring every change of a matrix to a LoRA of at most `rank`; by module, the squared norms of what is lost and of what was wanted."""
     squares: dict[str, tuple[float, float]] = {}
+    by_site: list[tuple[str, float, float]] = []
     for site in [site for site in families.sites(model) if site.primary and can_be_low(site)]:
         if site.path in total.heavy and "weight" in total.changes.get(site.path, {}):
             delta = total.changes[site.path].pop("weight")
@@ -82,15 +83,16 @@ def cut(model: Any, total: Sum, rank: int) -> dict[str, tuple[float, float]]:
             total.low[site] = A, B
             squares[site.path] = lost, float(delta.square().sum())
             total.heavy.discard(site.path)
-    for site, (A, B) in total.low.items():
+    for site, (A, B) in [(site, pair) for site, pair in total.low.items() if site.path not in squares]:
+        (Q, R), (P, S) = torch.linalg.qr(B), torch.linalg.qr(A.t())  # B A = Q (R S^T) P^T
+        lost, core = 0.0, R @ S.t()
         if len(A) > rank:
-            (Q, R), (P, S) = torch.linalg.qr(B), torch.linalg.qr(A.t())  # B A = Q (R S^T) P^T
-            U, V, lost = nearest(R @ S.t(), rank)
+            U, V, lost = nearest(core, rank)
             total.low[site] = U @ P.t(), Q @ V
-            before = squares.get(site.path, (0.0, 0.0))
-            squares[site.path] = before[0] + lost, before[1] + float((R @ S.t()).square().sum())
-        elif site.path not in squares:
-            squares[site.path] = 0.0, float(((A @ A.t()) * (B.t() @ B)).sum())
+        by_site.append((site.path, lost, float(core.square().sum())))
+    for path, lost, wanted in by_site:  # rows of one fused projection are sites of one module
+        before = squares.get(path, (0.0, 0.0))
+        squares[path] = before[0] + lost, before[1] + wanted
     return squares
 
 
@@ -129,9 +131,7 @@ def built(model: Any, total: Sum) -> tuple[Part, ...]:
         held = {modules[path]: values for path, (values, _) in whole.items()}
         made.append((naming(lambda targets: Selective(targets=targets), list(held), sites), held))
     order = {site: number for number, site in enumerate(sites)}
-    return tuple(
-        (method, {site: cast(here[site], dtype) for site in sorted(here, key=order.__getitem__)}) for method, here in made
-    )
+    return tuple((method, {site: cast(here[site], dtype) for site in sorted(here, key=order.__getitem__)}) for method, here in made)
 
 
 def cast(tensors: Tensors, dtype: torch.dtype) -> Tensors:
@@ -178,7 +178,7 @@ def whole_modules(model: Any, total: Sum, modules: dict[str, Site]) -> dict[str,
     A module whose weight is another's is stored beside it only where the two differ: else it follows.
     """
     weights = {path for path in total.heavy if set(total.changes.get(path, {})) - {"bias"}}
-    alike = set()
+    alike: set[str] = set()
     for path in sorted(weights):
         for name in tied_to(model, path):
             ours, theirs = (total.changes.get(key, {}).get("weight") for key in (path, name))

@@ -74,9 +74,7 @@ def tied_to(model: Any, path: str) -> list[str]:
     return names[names.index(path) + 1 :] if path in names else []
 
 
-def fold(
-    model: Any, found: dict[str, Here], dtype: Callable[[Any], torch.dtype], *, as_run: bool = True
-) -> Iterator[tuple[str, Tensors]]:
+def fold(model: Any, found: dict[str, Here], dtype: Callable[[Any], torch.dtype], *, as_run: bool = True) -> Iterator[tuple[str, Tensors]]:
     """Each module's changed parameters, in its own layout and in the dtype that `dtype` says for the module.
 
     `as_run` False leaves the parameters of modules trained as a whole in master precision. Modules that merely follow a tied one are left
