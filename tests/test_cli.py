@@ -24,7 +24,9 @@ FLAGS = {
     "train": "bad-rows batch-size checkpointing clip config data epochs eval-data eval-every grad-accum learning-rate max-length max-steps "
     "method metric model nf4 output-dir patience schedule seed set tracker warmup weight-decay",
     "eval": "adapter batch-size data eval-limit metric model nf4",
-    "merge": "adapter data max-gap model nf4 output-dir rows",
+    "merge": "adapter data into max-gap model nf4 output-dir requantise rows",
+    "combine": "adapter model output-dir rank weight",
+    "export": "adapter data max-gap model nf4 output-dir rows to",
     "verify": "adapter data force model nf4",
     "plan": "model",
     "doctor": "",

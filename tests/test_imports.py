@@ -17,8 +17,8 @@ LADDER = [
     {"formats"},
     {"model"},
     {"train", "evaluate", "verify", "plan", "doctor", "demo"},
-    {"compare"},
-    {"jobs"},
+    {"compare", "export"},
+    {"jobs", "deliver"},
     {"cli", "__init__"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(LADDER) for room in rooms}

@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from graft import errors
+    from graft import errors, export
     from graft.methods import IA3, METHODS, BiasOnly, Bottleneck, DoRA, LoRA, Prefix, Prompt, Selective
     from graft.model.adapted import Adapted, adapt
     from graft.model.combine import combine
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from graft.model.skeleton import count
 
 ROOMS = {
-    "errors": "graft",
+    **dict.fromkeys(("errors", "export"), "graft"),
     **dict.fromkeys(("IA3", "METHODS", "BiasOnly", "Bottleneck", "DoRA", "LoRA", "Prefix", "Prompt", "Selective"), "graft.methods"),
     **dict.fromkeys(("Adapted", "adapt"), "graft.model.adapted"),
     "digest": "graft.model.digest",
@@ -43,6 +43,7 @@ __all__ = [
     "count",
     "digest",
     "errors",
+    "export",
     "load",
     "merge",
     "merge_cost",
@@ -52,8 +53,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """A public name, from the module it lives in."""
-    if name == "errors":
-        return importlib.import_module("graft.errors")
+    if name in ("errors", "export"):
+        return importlib.import_module(f"graft.{name}")
     if name not in ROOMS:
         raise AttributeError(f"module 'graft' has no attribute {name!r}")
     return getattr(importlib.import_module(ROOMS[name]), name)

@@ -39,6 +39,8 @@ BatchSize = Annotated[int, typer.Option("--batch-size", help="Rows a forward.")]
 GradAccum = Annotated[int, typer.Option("--grad-accum", help="Batches an optimizer step.")]
 MaxLength = Annotated[int, typer.Option("--max-length", help="Tokens a row; longer prompts lose their beginning.")]
 Checkpointing = Annotated[bool, typer.Option("--checkpointing", help="Recompute activations in the backward pass to save memory.")]
+Rows = Annotated[int, typer.Option("--rows", help="Rows of the data whose logits are compared.")]
+MaxGap = Annotated[float | None, typer.Option("--max-gap", help="Largest logit gap allowed; what rounding explains when left out.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with the same names as the options; options given here win.")]
 
 
@@ -189,14 +191,47 @@ def merge(
     adapter: Annotated[str, typer.Option(help="The adapter's folder.")],
     data: Data,
     output_dir: Output,
-    rows: Annotated[int, typer.Option(help="Rows of the data whose logits are compared.")] = 16,
-    max_gap: Annotated[float | None, typer.Option(help="Largest logit gap allowed; what rounding explains when left out.")] = None,
+    rows: Rows = 16,
+    max_gap: MaxGap = None,
     nf4: Nf4 = False,
+    into: Annotated[str | None, typer.Option(help="With --nf4: the 16-bit base to merge into instead of the dequantised weights.")] = None,
+    requantise: Annotated[bool, typer.Option("--requantise", help="Save the result in 4 bits (NF4), and say what is lost.")] = False,
 ) -> None:
     """Merge an adapter into its base, and prove on real rows that the saved model is the one that was trained."""
-    from graft.jobs import merge_job
+    from graft.deliver import merge_job
 
-    merge_job(model, adapter, data, output_dir, out, rows=rows, max_gap=max_gap, nf4=nf4)
+    merge_job(model, adapter, data, output_dir, out, rows=rows, max_gap=max_gap, nf4=nf4, into=into, requantise=requantise)
+
+
+@app.command()
+def combine(
+    model: Model,
+    adapter: Annotated[list[str], typer.Option(help="An adapter's folder; repeat it.")],
+    weight: Annotated[list[float], typer.Option(help="Its weight; repeat it in the same order.")],
+    output_dir: Output,
+    rank: Annotated[int | None, typer.Option(help="Cut every change to a LoRA of this rank; exact when left out.")] = None,
+) -> None:
+    """Combine adapters of one base into one, the weighted sum of what they change."""
+    from graft.deliver import combine_job
+
+    combine_job(model, adapter, weight, output_dir, out, rank=rank)
+
+
+@app.command()
+def export(
+    model: Model,
+    adapter: Annotated[list[str], typer.Option(help="The adapter's folder; vocabulary takes several.")],
+    to: Annotated[str, typer.Option(help="peft-lora, merged, vocabulary or shards.")],
+    data: Data,
+    output_dir: Output,
+    rows: Rows = 16,
+    max_gap: MaxGap = None,
+    nf4: Nf4 = False,
+) -> None:
+    """Export an adapter to what other engines serve: exact, measured on real rows, or refused with the reason."""
+    from graft.deliver import export_job
+
+    export_job(model, adapter, to, data, output_dir, out, rows=rows, max_gap=max_gap, nf4=nf4)
 
 
 @app.command()

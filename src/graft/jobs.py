@@ -10,32 +10,28 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table as RichTable
 
 from graft import data
 from graft.compare.grids import DEFAULT_RATES
 from graft.compare.starts import chosen, start
-from graft.errors import AdapterError, DataError, TargetError, TrainingError
+from graft.errors import TargetError, TrainingError
 from graft.evaluate import Scores, score
-from graft.files import atomic_dir, atomic_write
+from graft.files import atomic_write
 from graft.method import Method
 from graft.methods import checked
-from graft.model.adapted import Adapted, adapt
+from graft.model.adapted import adapt
 from graft.model.digest import changed as differing
 from graft.model.digest import digests, whole
 from graft.model.load import Loaded, load, tokenizer_of
 from graft.model.load_adapter import load as load_adapter
-from graft.model.merge import merge
 from graft.train import train
 from graft.train.recipe import TrainConfig
 from graft.verify import MERGED, verify
 
 PREVIEWED = 64  # rows read for a preview's counts
-GAPS = {torch.float64: 1e-6, torch.float32: 1e-2}
 VERIFIED = 8  # rows that are run to verify
-COARSE = 1.0  # largest logit gap that 16-bit rounding of the merged weights explains
 
 
 @dataclass(frozen=True)
@@ -189,56 +185,3 @@ def verify_job(model: str, adapter: str, source: str | None, console: Console, *
     console.print(shown)
     console.print(f"Digest before: {stages[0].digest}\nDigest after:  {stages[-1].digest}", highlight=False)
     return all(stage.equal for stage in stages)
-
-
-@dataclass(frozen=True)
-class Gap:
-    """How far two sets of logits are apart, over real rows: largest and mean absolute difference, and equal next tokens."""
-
-    largest: float
-    mean: float
-    agreement: float
-
-
-def merge_job(
-    model: str, adapter: str, source: str, output_dir: str, console: Console, *, rows: int, max_gap: float | None, nf4: bool
-) -> Gap:
-    """Merge an adapter into its base, save the result as a plain transformers folder, and prove that it is the model that was trained.
-
-    The proof is on the logits of real rows, of the adapted model and of the folder as loaded back. Raises AdapterError, leaving no
-    folder, if the largest gap is over the bound.
-    """
-    if Path(output_dir).exists():
-        raise DataError(f"{output_dir} exists: name a new folder for the merged model")
-    table = data.read(source, limit=rows)
-    loaded = load(model, nf4=nf4)
-    adapted: Adapted = load_adapter(loaded.model, adapter)
-    batches = [data.collate([example], 0) for example in data.tokenise(table.rows, loaded.tokenizer, None).examples]
-    before = [logits(loaded.model, batch) for batch in batches]
-    dtype = loaded.model.get_input_embeddings().weight.dtype
-    bound = max_gap if max_gap is not None else GAPS.get(dtype, COARSE)
-    with atomic_dir(Path(output_dir)) as folder:
-        merge(adapted).save_pretrained(folder)
-        loaded.tokenizer.save_pretrained(folder)
-        again = load(str(folder), dtype=dtype)
-        gap = gap_of(before, [logits(again.model, batch) for batch in batches])
-        report = f"logits on {len(batches)} rows: largest gap {gap.largest:.3g}, mean {gap.mean:.3g}, same next token {gap.agreement:.1%}"
-        if not gap.largest <= bound:
-            raise AdapterError(f"{report}: over the bound {bound:g}, nothing was saved (--max-gap sets the bound)")
-    console.print(f"{report} (bound {bound:g}). Saved to {output_dir}.", highlight=False)
-    return gap
-
-
-@torch.no_grad()
-def logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Logits [1, T, vocabulary] of one row, in float32."""
-    device = next(model.parameters()).device
-    found: torch.Tensor = model(input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device)).logits
-    return found.float().cpu()
-
-
-def gap_of(before: list[torch.Tensor], after: list[torch.Tensor]) -> Gap:
-    """The gap over all positions of all rows."""
-    differences = torch.cat([(a - b).abs().flatten() for a, b in zip(before, after, strict=True)])
-    equal = torch.cat([(a.argmax(-1) == b.argmax(-1)).flatten() for a, b in zip(before, after, strict=True)])
-    return Gap(float(differences.max()), float(differences.mean()), float(equal.float().mean()))

@@ -171,3 +171,16 @@ def homeless(adapted: Adapted) -> list[str]:
     roles = {site.path: site.role for site in families.sites(model) if site.primary}
     added = {id(module) for module, name in kept.added if name == "bias"}
     return [path for path, module in model.named_modules() if id(module) in added and roles.get(path) not in safe]
+
+
+def densified(model: Any) -> Any:
+    """Make every 4-bit linear map of a model dense, for good, so that it is saved as a plain checkpoint. Returns the model."""
+    for path, module in list(model.named_modules()):
+        if nf4.is_packed(getattr(module, "weight", None)):
+            model.set_submodule(path, dense_twin(module))
+    if getattr(model.config, "quantization_config", None) is not None:
+        del model.config.quantization_config
+        for name in ("is_quantized", "is_loaded_in_4bit"):
+            setattr(model, name, False)
+        model.hf_quantizer = model.quantization_method = None
+    return model
