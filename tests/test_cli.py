@@ -248,3 +248,72 @@ def test_ctrl_c_in_training_says_where_it_stopped_and_saves_nothing(place):
     assert "Stopped (training stopped before step" in rest
     assert "Traceback" not in rest
     assert not (place / "stopped").exists()
+
+
+def test_adapters_are_combined_and_the_sum_is_an_adapter(graft, place):
+    for name in ("first", "second"):
+        assert graft("train", *JOB, "--output-dir", name, "--set", "r=2", "--seed", str(len(name)))[0] == 0
+    both = ("--adapter", "first", "--weight", "0.5", "--adapter", "second", "--weight", "-1.5")
+    code, printed = graft("combine", "--model", "base", *both, "--output-dir", "sum")
+    assert code == 0, printed
+    assert "2 adapters as lora at 14 sites: exact. Saved to sum." in printed
+    assert json.loads((place / "sum" / "adapter_config.json").read_text())["r"] == 4
+    code, printed = graft("combine", "--model", "base", *both, "--rank", "1", "--output-dir", "cut")
+    assert code == 0
+    assert "down_proj: relative error" in printed
+    assert "of all changes together" in printed
+    assert graft("eval", "--model", "base", "--adapter", "cut", "--data", "test.jsonl", "--metric", "loss")[0] == 0
+    code, printed = graft("combine", "--model", "base", *both[:6], "--output-dir", "unequal")
+    assert code == 2
+    assert "2 adapters and 1 weights" in printed
+    assert not (place / "unequal").exists()
+
+
+def test_an_adapter_is_exported_with_what_was_measured(graft, place):
+    assert graft("train", *JOB, "--output-dir", "small", "--set", "r=2")[0] == 0
+    words = ("export", "--model", "base", "--adapter", "small", "--data", "test.jsonl", "--rows", "3")
+    code, printed = graft(*words, "--to", "peft-lora", "--output-dir", "lora")
+    assert code == 0, printed
+    assert "logits on 3 rows: largest gap" in printed
+    assert json.loads((place / "lora" / "graft_export.json").read_text())["measured"]["rows"] == 3
+    for target in ("merged", "shards"):
+        assert graft(*words, "--to", target, "--output-dir", target)[0] == 0
+        assert graft("eval", "--model", target, "--data", "test.jsonl", "--metric", "loss")[0] == 0
+    code, printed = graft(*words, "--to", "vocabulary", "--output-dir", "prompted")
+    assert code == 2
+    assert "has no prompt to export" in printed
+    assert not (place / "prompted").exists()
+
+
+def test_a_prompt_is_exported_as_words(graft, place):
+    assert graft("train", *JOB, "--output-dir", "poet", "--method", "prompt", "--set", "n=3")[0] == 0
+    words = ("export", "--model", "base", "--adapter", "poet", "--data", "test.jsonl", "--rows", "3", "--to", "vocabulary")
+    code, printed = graft(*words, "--output-dir", "words")
+    assert code == 0, printed
+    assert "<|poet_0|><|poet_1|><|poet_2|>" in printed
+    assert graft("eval", "--model", "words", "--data", "test.jsonl", "--metric", "loss")[0] == 0
+
+
+def test_a_4_bit_base_is_merged_both_ways_with_both_gaps_and_quantised_again(graft, place):
+    pytest.importorskip("bitsandbytes")
+    assert graft("train", *JOB, "--output-dir", "q", "--nf4", "--set", "r=2")[0] == 0
+    words = ("merge", "--model", "base", "--adapter", "q", "--data", "test.jsonl", "--rows", "3", "--nf4")
+    code, printed = graft(*words, "--output-dir", "deq")
+    assert code == 0, printed
+    assert "merged into the dequantised base, logits on 3 rows" in printed
+    assert "merged into the original base, logits on 3 rows" in printed
+    assert json.loads((place / "deq" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert "quantization_config" not in json.loads((place / "deq" / "config.json").read_text())
+    code, printed = graft(*words, "--into", "base", "--output-dir", "orig")
+    assert code == 0, printed
+    assert "no bound, since it is another model" in " ".join(printed.split())
+    code, printed = graft(*words, "--requantise", "--output-dir", "again")
+    assert code == 0, printed
+    assert "re-quantised to NF4: logits on 3 rows" in printed
+    assert json.loads((place / "again" / "config.json").read_text())["quantization_config"]["load_in_4bit"] is True
+    assert sorted(path.name for path in (place / "again").iterdir() if path.is_dir()) == []
+    for name in ("deq", "orig", "again"):
+        assert graft("eval", "--model", name, "--data", "test.jsonl", "--metric", "loss")[0] == 0
+    code, printed = graft("merge", "--model", "base", "--adapter", "q", "--data", "test.jsonl", "--into", "base", "--output-dir", "no")
+    assert code == 2
+    assert "give --nf4 too" in printed

@@ -1,4 +1,4 @@
-"""Whole jobs, from files to files, as the command line runs them: preview, train, evaluate, verify, merge.
+"""Whole jobs, from files to files, as the command line runs them: preview, train, evaluate, verify.
 
 Each is one function of a frozen config. Nothing of a job is left behind when it fails: folders appear when they are complete.
 """
