@@ -277,8 +277,8 @@ def test_an_adapter_is_exported_with_what_was_measured(graft, place):
     assert "logits on 3 rows: largest gap" in printed
     assert json.loads((place / "lora" / "graft_export.json").read_text())["measured"]["rows"] == 3
     for target in ("merged", "shards"):
-        assert graft(*words, "--to", target, "--output-dir", target)[0] == 0
-        assert graft("eval", "--model", target, "--data", "test.jsonl", "--metric", "loss")[0] == 0
+        assert graft(*words, "--to", target, "--output-dir", f"to-{target}")[0] == 0
+        assert graft("eval", "--model", f"to-{target}", "--data", "test.jsonl", "--metric", "loss")[0] == 0
     code, printed = graft(*words, "--to", "vocabulary", "--output-dir", "prompted")
     assert code == 2
     assert "has no prompt to export" in printed
