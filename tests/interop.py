@@ -72,11 +72,114 @@ PEFT_CELLS = [
     Cell("Prefix", PEFT, "writes", "exact", "one key-value head a query head", f"{RUN_BY}[gpt2-prefix]"),
 ]
 
-CELLS = [*PEFT_CELLS]
+HUB = "AdapterHub"
+TOLD, WRITTEN = (
+    "test_adapterhub.py::test_what_adapterhub_wrote_runs_as_it_did_there",
+    "test_adapterhub.py::test_what_we_write_is_what_adapterhub_wrote",
+)
+BACK, NEVER = "test_adapterhub.py::test_what_we_write_comes_back", "test_adapterhub.py::test_what_adapterhub_has_no_form_for_is_not_written"
+ODD = "test_adapterhub.py::test_what_has_no_exact_form_is_refused_by_name"
+FAMILIES = "BERT, RoBERTa, GPT-2, Llama, Mistral"
+HUB_CELLS = [
+    Cell("Bottleneck", HUB, "reads", "exact", f"`seq_bn` on {FAMILIES}", f"{TOLD}[bert-seq_bn]"),
+    Cell("Bottleneck", HUB, "reads", "exact", f"`double_seq_bn` on {FAMILIES}", f"{TOLD}[llama-double_seq_bn]"),
+    Cell("Bottleneck", HUB, "reads", "exact", f"`par_bn` on {FAMILIES}", f"{TOLD}[mistral-par_bn]"),
+    Cell("Bottleneck", HUB, "reads", "exact", "`par_bn` beside attention too, on BERT", f"{TOLD}[bert-par_both]"),
+    Cell("Bottleneck", HUB, "reads", "exact", "after attention alone; `gelu_new`", f"{TOLD}[bert-attention]"),
+    Cell("Bottleneck", HUB, "reads", "exact", "`leave_out`, `scaling`, `gelu`", f"{TOLD}[llama-leave_out]"),
+    Cell("Bottleneck", HUB, "reads", "exact", "another `reduction_factor` in each layer; `leakyrelu`", f"{TOLD}[gpt2-factors]"),
+    Cell("Bottleneck", HUB, "reads", "exact", "with a trained head", f"{TOLD}[roberta-head]"),
+    Cell("Bottleneck", HUB, "reads", "refused", "after the norm of a BERT layer (`original_ln_after=False`)", f"{ODD}[after_the_norm]"),
+    Cell("Bottleneck", HUB, "reads", "refused", "`original_ln_before` after attention", f"{ODD}[attention_block]"),
+    Cell("Bottleneck", HUB, "reads", "refused", "`par_bn` beside attention, on Llama and GPT-2", f"{ODD}[attention_parallel]"),
+    Cell("Bottleneck", HUB, "reads", "refused", "norms of its own (`ln_before`)", f"{ODD}[ln_before]"),
+    Cell("Bottleneck", HUB, "reads", "refused", "norms of its own (`ln_after`)", f"{ODD}[ln_after]"),
+    Cell("Bottleneck", HUB, "reads", "refused", "`use_gating`", f"{ODD}[gating]"),
+    Cell("Bottleneck", HUB, "reads", "refused", '`scaling="learned"`', f"{ODD}[learned]"),
+    Cell("Bottleneck", HUB, "reads", "refused", '`scaling="channel"` (AdapterPlus)', f"{ODD}[channel]"),
+    Cell("Bottleneck", HUB, "reads", "refused", "`dropout`, until it is set to 0", f"{ODD}[dropout]"),
+    Cell("Bottleneck", HUB, "reads", "refused", "Compacter (`phm_layer`)", f"{ODD}[phm]"),
+    Cell("Bottleneck", HUB, "reads", "refused", "invertible adapters", f"{ODD}[invertible]"),
+    Cell("Bottleneck", HUB, "reads", "refused", "other activations", f"{ODD}[activation]"),
+    Cell("Bottleneck", HUB, "writes", "exact", f"`seq_bn` on {FAMILIES}", f"{WRITTEN}[bert-seq_bn]"),
+    Cell("Bottleneck", HUB, "writes", "exact", f"`double_seq_bn` on {FAMILIES}", f"{WRITTEN}[llama-double_seq_bn]"),
+    Cell("Bottleneck", HUB, "writes", "exact", f"`par_bn` on {FAMILIES}", f"{WRITTEN}[mistral-par_bn]"),
+    Cell("Bottleneck", HUB, "writes", "exact", "any size", f"{BACK}[bert-size]"),
+    Cell("Bottleneck", HUB, "writes", "exact", "sizes that differ by layer", f"{BACK}[llama-sizes]"),
+    Cell("Bottleneck", HUB, "writes", "exact", "some layers", f"{BACK}[roberta-one]"),
+    Cell("Bottleneck", HUB, "writes", "refused", "parallel behind the norm, on Llama and GPT-2", f"{NEVER}[behind_the_norm]"),
+    Cell("Bottleneck", HUB, "writes", "refused", "`mlp` and `block` at once", f"{NEVER}[mlp_and_block]"),
+    Cell("LoRA", HUB, "reads", "exact", f"query and value on {FAMILIES}", f"{TOLD}[llama-lora]"),
+    Cell("LoRA", HUB, "reads", "exact", "all its places (on Llama it exchanges the two of the MLP)", f"{TOLD}[llama-lora_all]"),
+    Cell("LoRA", HUB, "reads", "exact", "GPT-2's fused projection", f"{TOLD}[gpt2-lora_all]"),
+    Cell("LoRA", HUB, "reads", "exact", "`leave_out`", f"{TOLD}[gpt2-keys]"),
+    Cell("LoRA", HUB, "reads", "exact", "with a trained head", f"{TOLD}[bert-head]"),
+    Cell(
+        "LoRA",
+        HUB,
+        "reads",
+        "exact",
+        "files of before 1.1.0, whose scale was 1",
+        "test_adapterhub.py::test_what_older_versions_meant_is_read_as_the_library_reads_it",
+    ),
+    Cell("LoRA", HUB, "reads", "refused", "its DoRA, whose formula is another", f"{ODD}[dora]"),
+    Cell("LoRA", HUB, "reads", "refused", "VeRA", f"{ODD}[vera]"),
+    Cell("LoRA", HUB, "reads", "refused", "`use_gating`", f"{ODD}[lora_gating]"),
+    Cell("LoRA", HUB, "reads", "refused", "multi-task LoRA", f"{ODD}[mtl_lora]"),
+    Cell("LoRA", HUB, "writes", "exact", f"query and value on {FAMILIES}", f"{WRITTEN}[llama-lora]"),
+    Cell("LoRA", HUB, "writes", "exact", "GPT-2's fused projection", f"{WRITTEN}[gpt2-lora_all]"),
+    Cell("LoRA", HUB, "writes", "exact", "rsLoRA", f"{BACK}[llama-rslora]"),
+    Cell("LoRA", HUB, "writes", "exact", "with a trained head", f"{WRITTEN}[bert-head]"),
+    Cell("LoRA", HUB, "writes", "refused", "at the output of attention (`all-linear`)", f"{NEVER}[attention_out]"),
+    Cell("LoRA", HUB, "writes", "refused", "at a fused projection as a whole", f"{NEVER}[whole_qkv]"),
+    Cell("DoRA", HUB, "writes", "refused", "its formula is another", f"{NEVER}[dora]"),
+    Cell("IA3", HUB, "reads", "exact", f"{FAMILIES}: outputs are scaled, on Llama that of `down_proj`", f"{TOLD}[llama-ia3]"),
+    Cell("IA3", HUB, "reads", "refused", "an `alpha` that is not 1", f"{ODD}[scale_alpha]"),
+    Cell("IA3", HUB, "writes", "exact", f"what it has itself on {FAMILIES}", f"{WRITTEN}[gpt2-ia3]"),
+    Cell("IA3", HUB, "writes", "exact", "the paper's places in a gated MLP", f"{BACK}[llama-ia3]"),
+    Cell("IA3", HUB, "writes", "refused", "a scale of an input (the paper's places in a plain MLP)", f"{NEVER}[input_scale]"),
+    Cell("Prefix", HUB, "reads", "exact", f"flat, on {FAMILIES}; positions are not shifted", f"{TOLD}[gpt2-prefix]"),
+    Cell("Prefix", HUB, "reads", "exact", "made by an MLP; grouped key-value heads", f"{TOLD}[llama-prefix_mlp]"),
+    Cell("Prefix", HUB, "reads", "refused", "`leave_out`", f"{ODD}[prefix_leave_out]"),
+    Cell("Prefix", HUB, "reads", "refused", "`use_gating`", f"{ODD}[prefix_gating]"),
+    Cell("Prefix", HUB, "writes", "exact", f"flat, on {FAMILIES}", f"{WRITTEN}[mistral-prefix]"),
+    Cell("Prefix", HUB, "writes", "exact", "made by an MLP, written as what it makes", f"{BACK}[llama-prefix_mlp]"),
+    Cell("Prefix", HUB, "writes", "refused", "one that shifts positions, on decoders", f"{NEVER}[shifted]"),
+    Cell("Prompt", HUB, "reads", "exact", "BERT, RoBERTa: straight into the layers", f"{TOLD}[roberta-prompt]"),
+    Cell("Prompt", HUB, "reads", "refused", "`prefix_after_bos`", f"{ODD}[prompt_after_bos]"),
+    Cell(
+        "Prompt", HUB, "reads", "refused", "decoders, on which AdapterHub has none", "test_adapterhub.py::test_prompts_are_on_encoders_only"
+    ),
+    Cell("Prompt", HUB, "writes", "exact", 'BERT, RoBERTa: `Prompt(into="layers")`', f"{WRITTEN}[bert-prompt]"),
+    Cell("Prompt", HUB, "writes", "refused", "among the words' embeddings", f"{NEVER}[words]"),
+    Cell("Biases", HUB, "writes", "refused", "AdapterHub has no such method", f"{NEVER}[bias]"),
+]
+
+CELLS = [*PEFT_CELLS, *HUB_CELLS]
+INTROS = {
+    HUB: """*In.* AdapterHub's library (`adapters`) writes pickles unless it is called with `use_safetensors=True` (which fails for a
+prefix), and Graft opens none: where that library is installed, `python scripts/adapterhub.py convert FOLDER` writes
+`adapter.safetensors` (and `model_head.safetensors`) beside them, which the library also reads. Then `graft.load(model, folder)` loads it
+like any other. A head in the folder is read as a trained head, unless it is the base's own. What has no exact form is refused by name.
+
+*Out.* `adapted.save(folder, format="adapterhub")`, and there `model.load_adapter(folder, use_safetensors=True)`. The adapter keeps the
+name it came with, or gets the folder's.
+
+*How it is tested.* AdapterHub needs an older transformers than Graft, so its library is not part of the tests. They read adapters that it
+wrote and compare with the logits that it computed (`tests/fixtures/adapterhub`, made by `scripts/adapterhub.py fixtures`), and compare
+what Graft writes with what it wrote: keys, shapes, values, config. On 24 November 2026, adapters 1.3.0 with transformers 4.57.6 and torch
+2.13.0 loaded all 61 folders that Graft wrote for this page (`scripts/adapterhub.py check`), no key missing or left over, with logits
+equal to 1e-7 of the largest (prefixes that an MLP made: its library keeps them in float32) and to 1e-15 (all others).
+
+*Mind* that this library, with attention `sdpa` and no padding in a batch, gives a prefix on a decoder a wrong causal mask: on a tiny
+Llama the same row alone and beside padding gave logits 0.56 apart, where `eager` gave the same. Graft computes what `eager` does.
+""",
+}
+"""What is said before a peer's table."""
 HEADING = """# What Graft exchanges with other tools
 
 Each line is proved by the test that it names: *exact* means equal logits in float64 (and, where the test compares them, equal
-gradients) on tiny random models, through files, the other tool's own library running its side; *refused* means one clear error
+gradients) on tiny random models, through files, against what the other tool's own library computed; *refused* means one clear error
 sentence and nothing half done. What is not listed has no form in the other tool, and is saved in Graft's own type.
 
 This page is written by `python tests/interop.py`; a test compares the two.
@@ -112,7 +215,7 @@ def verdict(found: Sequence[str]) -> str:
 
 def section(peer: str, cells: Sequence[Cell]) -> str:
     """A peer's cells, one a line."""
-    lines = [f"## {peer}", "", *table_head(["method", "Graft", "what", "verdict", "test"])]
+    lines = [f"## {peer}", "", *([INTROS[peer]] if peer in INTROS else []), *table_head(["method", "Graft", "what", "verdict", "test"])]
     lines += [row([cell.method, cell.direction, cell.note, cell.verdict, f"`{cell.test}`"]) for cell in cells]
     return "\n".join([*lines, ""])
 

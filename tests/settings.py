@@ -34,4 +34,6 @@ SETTINGS = {
 VIRTUAL = tuple(name for name in SETTINGS if name.startswith(("prefix", "prompt")))
 """Settings that act on the context: no fresh adapter of theirs leaves the base as it is, and none merges."""
 WEIGHTS = tuple(name for name in SETTINGS if name not in VIRTUAL)
+ENCODER_SETTINGS = {"prompt_layers": [Prompt(n=3, init_embeds="random", into="layers")]}
+"""Settings that only encoders have a place for."""
 MERGEABLE = tuple(name for name in WEIGHTS if not any(isinstance(method, Bottleneck) for method in SETTINGS[name]))

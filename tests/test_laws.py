@@ -11,13 +11,15 @@ from graft import adapter as adapters
 from graft.method import stored
 from graft.model import families
 from graft.model.base import CACHE, fingerprint
-from settings import MERGEABLE, SETTINGS, VIRTUAL, WEIGHTS
+from settings import ENCODER_SETTINGS, MERGEABLE, SETTINGS, VIRTUAL, WEIGHTS
 from tiny import ENCODERS, MODELS, inputs, tiny
 
 EXACT = ("gpt2", "bert", "roberta", "opt", "gpt_neox")
 """Families that compute in float64 throughout; the others' norms (or softmax) cast to float32 inside."""
 CAUSAL = tuple(name for name in MODELS if name not in ENCODERS)
 ONE_PRECISION = 2e-5
+EVERY = SETTINGS | ENCODER_SETTINGS
+CASES = [(name, setting) for name in MODELS for setting in (EVERY if name in ENCODERS else SETTINGS)]
 
 
 def tolerance(name: str) -> float:
@@ -33,7 +35,7 @@ def shake(adapted, seed: int = 3) -> None:
 
 
 def made(name: str, setting: str, dtype=torch.float64, seed: int = 3):
-    adapted = graft.adapt(tiny(name, dtype), SETTINGS[setting])
+    adapted = graft.adapt(tiny(name, dtype), EVERY[setting])
     shake(adapted, seed)
     return adapted
 
@@ -56,10 +58,9 @@ def padded(batch, left: int = 3):
     return {"input_ids": torch.cat([pad, ids], 1), "attention_mask": torch.cat([pad, mask], 1)}
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "setting"), CASES)
 def test_shapes_are_what_init_makes_and_count_is_what_is_stored(name, setting):
-    methods, model = SETTINGS[setting], tiny(name)
+    methods, model = EVERY[setting], tiny(name)
     sites = families.sites(model)
     adapted = graft.adapt(model, methods)
     assert sum(value.numel() for value in adapted.parameters()) == adapters.count(methods, sites)
@@ -111,13 +112,12 @@ def test_what_cannot_be_merged_is_refused_and_nothing_is_touched(name, setting):
     assert torch.equal(logits(adapted.model, inputs(name)), before)
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "setting"), CASES)
 def test_every_trained_tensor_gets_a_gradient_and_moves_and_the_base_does_not(name, setting):
     model, batch = tiny(name), inputs(name)
     base = {key: value.clone() for key, value in model.state_dict().items()}
     mark = fingerprint(model)
-    adapted = graft.adapt(model, SETTINGS[setting])
+    adapted = graft.adapt(model, EVERY[setting])
     shake(adapted)
     before = [value.detach().clone() for value in adapted.parameters()]
     optimizer = torch.optim.AdamW(adapted.parameters(), lr=1e-2)
@@ -157,8 +157,7 @@ def test_virtual_tokens_place_padded_rows_by_themselves(name, setting):
     close(trained[:, 3:], logits(adapted.model, batch), ONE_PRECISION)
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "setting"), CASES)
 def test_gradient_checkpointing_changes_nothing(name, setting):
     adapted = made(name, setting)
     model, batch = adapted.model.train(), inputs(name)
@@ -175,8 +174,7 @@ def test_gradient_checkpointing_changes_nothing(name, setting):
     assert all(torch.equal(a, b) for a, b in zip(plain, gradients(), strict=True))
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "setting"), CASES)
 def test_a_deep_copy_runs_as_the_original(name, setting):
     adapted = made(name, setting)
     batch = inputs(name)
@@ -342,6 +340,27 @@ def test_nothing_else_acts_at_a_norm_that_runs_again():
         logits(graft.adapt(tiny("bert"), methods).model, inputs("bert"))
     both = [graft.Bottleneck(size=3, targets=("block",)), graft.Selective("norm")]
     assert torch.equal(logits(graft.adapt(tiny("bert"), both).model, inputs("bert")), logits(tiny("bert"), inputs("bert")))
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_prompt_that_enters_the_layers_passes_no_embedding_and_moves_no_word(name):
+    # the layers by hand, on the prompt and what the embeddings alone give the text
+    adapted = made(name, "prompt_layers")
+    ((tensors,),) = (list(sites.values()) for _, sites in adapted.adapter().parts)
+    batch = inputs(name)
+    ours = logits(adapted.model, batch)
+    model = adapted.detach()
+    inner = model.base_model
+    with torch.no_grad():
+        states = torch.cat([tensors["embeds"].expand(2, -1, -1), inner.embeddings(input_ids=batch["input_ids"])], 1)
+        out = inner.encoder(states)[0]
+        oracle = model.classifier(out) if name == "roberta" else model.classifier(inner.pooler(out))
+    close(ours, oracle, 1e-12)
+
+
+def test_a_prompt_for_layers_has_no_place_in_a_decoder():
+    with pytest.raises(graft.errors.TargetError, match="no place in this model"):
+        graft.adapt(tiny("llama"), graft.Prompt(into="layers"))
 
 
 def test_a_prefix_that_does_not_shift_the_text_is_seen_from_every_position_of_a_window():

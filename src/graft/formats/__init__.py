@@ -1,4 +1,5 @@
-"""Reading and writing adapters: HF PEFT's two files where PEFT has the method, the same two with our own type where it has not.
+"""Reading and writing adapters: HF PEFT's two files where PEFT has the method, the same two with our own type where it has not; and
+AdapterHub's files, read where a folder holds them and written where asked for.
 
 What PEFT has no place for (the base's fingerprint, notes, Graft's version) stands in the safetensors metadata, under `graft`.
 """
@@ -11,8 +12,8 @@ from typing import Any
 
 from graft.adapter import Adapter, Part
 from graft.errors import AdapterError, GraftError
-from graft.formats import card, native, peft
-from graft.formats.folder import read_config, read_tensors
+from graft.formats import adapterhub, card, native, peft
+from graft.formats.folder import WEIGHTS, read_config, read_tensors
 from graft.formats.folder import write as write_folder
 from graft.formats.ground import Ground
 from graft.formats.leaves import shown
@@ -20,19 +21,30 @@ from graft.method import Tensors
 
 Reader = Callable[[dict[str, Any], Tensors, Ground], tuple[Part, ...]]
 READERS: dict[str, Reader] = {native.TYPE: native.read, **dict.fromkeys(peft.TYPES, peft.read)}
+FORMATS = ("graft", "adapterhub")
 FACTS = "graft"  # the metadata's key
 MAX_SAID = 1000  # characters of what is wrong with a folder, parts of which may be quoted
 
 __all__ = ["Ground", "read", "save"]
 
 
-def save(adapter: Adapter, folder: Path, ground: Ground) -> None:
-    """Write the adapter's folder, whole or not at all. Raises AdapterError where it cannot be written."""
+def save(adapter: Adapter, folder: Path, ground: Ground, format: str = "graft") -> None:
+    """Write the adapter's folder, whole or not at all: as `graft` reads it (PEFT's files where there are any) or as `adapterhub`.
+
+    Raises AdapterError where it cannot be written, or has no exact form in the format.
+    """
     if not adapter.count():
         raise AdapterError("an adapter without a single value is not saved")
-    config, tensors = peft.write(adapter, ground) or native.write(adapter)
+    if format not in FORMATS:
+        raise AdapterError(f"format = {format!r}: choose one of {', '.join(FORMATS)}")
+    if format == "adapterhub":
+        name = adapter.notes.get(adapterhub.NOTE) or folder.resolve().name.replace(".", "_")
+        config, files = adapterhub.write(adapter, ground, name)
+    else:
+        config, tensors = peft.write(adapter, ground) or native.write(adapter)
+        files = {WEIGHTS: tensors}
     facts = {"version": version("graft-peft"), "fingerprint": adapter.fingerprint, "base": adapter.base, "notes": adapter.notes}
-    write_folder(folder, config, tensors, {"format": "pt", FACTS: json.dumps(facts)}, card.text(adapter, config))
+    write_folder(folder, config, files, {"format": "pt", FACTS: json.dumps(facts)}, card.text(adapter, config))
 
 
 def read(folder: Path, ground: Ground) -> Adapter:
@@ -42,6 +54,8 @@ def read(folder: Path, ground: Ground) -> Adapter:
     """
     try:
         config = read_config(folder)
+        if adapterhub.recognised(config):
+            return from_adapterhub(folder, config, ground)
         kind = config.get("peft_type")
         if not isinstance(kind, str) or kind not in READERS:
             raise AdapterError(f"its peft_type is {shown([str(kind)])}: Graft reads {', '.join(READERS)}")
@@ -52,6 +66,19 @@ def read(folder: Path, ground: Ground) -> Adapter:
         raise AdapterError(f"cannot load the adapter in {folder}: {str(error)[:MAX_SAID]}") from error
     base = facts.get("base") or config.get("base_model_name_or_path") or ""
     return Adapter(parts, facts.get("fingerprint", ""), str(base), facts.get("notes", {}))
+
+
+def from_adapterhub(folder: Path, config: dict[str, Any], ground: Ground) -> Adapter:
+    """The adapter in AdapterHub's files. A head is read if there is one."""
+    tensors, metadata = read_tensors(folder, adapterhub.WEIGHTS, adapterhub.CONVERT)
+    heads = [folder / name for name in (adapterhub.HEAD, adapterhub.PICKLES[adapterhub.HEAD])]
+    if heads[1].is_file() and not heads[0].is_file():
+        raise AdapterError(f"it holds a head as a pickle ({heads[1].name}), which is never opened: {adapterhub.CONVERT}, or remove it")
+    head = read_tensors(folder, adapterhub.HEAD)[0] if heads[0].is_file() else {}
+    facts = facts_of(metadata)
+    parts = adapterhub.read(config, tensors, head, ground)
+    base = str(facts.get("base") or config.get("model_name") or "")
+    return Adapter(parts, facts.get("fingerprint", ""), base, facts.get("notes", {}) | {adapterhub.NOTE: str(config["name"])})
 
 
 def facts_of(metadata: dict[str, str]) -> dict[str, Any]:

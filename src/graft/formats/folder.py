@@ -23,6 +23,8 @@ from graft.formats.leaves import shown
 from graft.method import Tensors
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
+OURS = (CONFIG, WEIGHTS, CARD, "adapter.safetensors", "model_head.safetensors")
+SAVE_AGAIN = "load it with the tool that made it and save it again as safetensors"
 PICKLES = ("adapter_model.bin", "adapter_model.pt", "pytorch_model.bin", "pytorch_adapter.bin")
 CARD_MARK = "<!-- Written by Graft, and again at every save. Remove this line to keep a card of your own. -->"
 MAX_CONFIG, MAX_HEADER = 16 << 20, 64 << 20  # bytes
@@ -35,7 +37,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise AdapterError("there is no such folder")
     path = folder / CONFIG
     if not path.is_file():
-        raise AdapterError(f"no {CONFIG} in this folder: it is no adapter of Graft or HF PEFT")
+        raise AdapterError(f"no {CONFIG} in this folder: it is no adapter of Graft, HF PEFT or AdapterHub")
     if path.stat().st_size > MAX_CONFIG:
         raise AdapterError(f"{CONFIG} has more than {MAX_CONFIG >> 20} MiB, which no adapter's has")
     try:
@@ -52,25 +54,25 @@ def not_a_number(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
 
 
-def read_tensors(folder: Path) -> tuple[Tensors, dict[str, str]]:
-    """The tensors by key (on the CPU) and the file's metadata. Raises AdapterError where they cannot be trusted."""
-    path = folder / WEIGHTS
+def read_tensors(folder: Path, name: str = WEIGHTS, convert: str = SAVE_AGAIN) -> tuple[Tensors, dict[str, str]]:
+    """The tensors by key (on the CPU) and the metadata of the file `name`. Raises AdapterError where they cannot be trusted.
+
+    `convert` says what to do about a pickle.
+    """
+    path = folder / name
     if not path.is_file():
         pickles = [name for name in PICKLES if (folder / name).is_file()]
         if pickles:
-            raise AdapterError(
-                f"it holds only {pickles[0]}, a pickle, which can run any code and is never opened: load it with the tool that made "
-                "it and save it again as safetensors"
-            )
-        raise AdapterError(f"no {WEIGHTS} in this folder")
+            raise AdapterError(f"it holds only {pickles[0]}, a pickle, which can run any code and is never opened: {convert}")
+        raise AdapterError(f"no {name} in this folder")
     check_header(path)
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
             metadata = file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
-        raise AdapterError(f"{WEIGHTS} cannot be read, it is truncated or damaged: {str(error).splitlines()[0]}") from error
-    check_values(tensors)
+        raise AdapterError(f"{name} cannot be read, it is truncated or damaged: {str(error).splitlines()[0]}") from error
+    check_values(tensors, name)
     return tensors, metadata
 
 
@@ -81,13 +83,13 @@ def check_header(path: Path) -> None:
         start = file.read(8)
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
     if not 2 <= length <= min(MAX_HEADER, size - 8):
-        raise AdapterError(f"{WEIGHTS} cannot be read, it is truncated or no safetensors file at all")
+        raise AdapterError(f"{path.name} cannot be read, it is truncated or no safetensors file at all")
 
 
-def check_values(tensors: Tensors) -> None:
+def check_values(tensors: Tensors, name: str = WEIGHTS) -> None:
     """Raise AdapterError unless there are tensors and all are finite floats."""
     if not tensors:
-        raise AdapterError(f"{WEIGHTS} holds no tensor")
+        raise AdapterError(f"{name} holds no tensor")
     for key, value in tensors.items():
         if value.dtype not in DTYPES:
             raise AdapterError(f"{shown([key])} is {value.dtype}: an adapter's tensors are floats of 16, 32 or 64 bits")
@@ -95,16 +97,18 @@ def check_values(tensors: Tensors) -> None:
             raise AdapterError(f"{shown([key])} holds values that are not finite: the training that made it went wrong")
 
 
-def write(folder: Path, config: dict[str, Any], tensors: Tensors, metadata: dict[str, str], card: str) -> None:
-    """Write the three files: all of them or none. Raises AdapterError where nothing could be written."""
-    if not any(value.numel() for value in tensors.values()):
+def write(folder: Path, config: dict[str, Any], files: dict[str, Tensors], metadata: dict[str, str], card: str) -> None:
+    """Write the config, the tensors by file and the card: all of them or none. Raises AdapterError where nothing could be written."""
+    if not any(value.numel() for tensors in files.values() for value in tensors.values()):
         raise AdapterError("an adapter without a single value is not saved")
-    check_values(tensors)
+    for tensors in files.values():
+        check_values(tensors)
     target = folder.resolve()
     try:
         with staged(target) as stage:
-            save_file(tensors, stage / WEIGHTS, metadata=metadata)
-            os.chmod(stage / WEIGHTS, 0o644)
+            for name, tensors in files.items():
+                save_file(tensors, stage / name, metadata=metadata)
+                os.chmod(stage / name, 0o644)
             (stage / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
             if is_ours(target / CARD):
                 (stage / CARD).write_text(card)
@@ -119,7 +123,7 @@ def staged(folder: Path) -> Iterator[Path]:
 
     A folder that is new or holds nothing else is exchanged as a whole; in any other, only these files are replaced.
     """
-    if not folder.exists() or all(path.name in (CONFIG, WEIGHTS, CARD) and is_ours(path) for path in folder.iterdir()):
+    if not folder.exists() or all(path.name in OURS and is_ours(path) for path in folder.iterdir()):
         with atomic_dir(folder) as stage:
             yield stage
         return

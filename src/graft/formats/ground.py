@@ -10,10 +10,14 @@ from graft.site import LINEAR, Site
 
 @dataclass(frozen=True)
 class Ground:
-    """`sites` in the model's order; `value`: a parameter by its name (dense, on the CPU), or None where the base has none of it."""
+    """`sites` in the model's order; `value`: a parameter by its name (dense, on the CPU), or None where the base has none of it; `kind`:
+    transformers' name of the architecture, and `model_class` that of the model's class.
+    """
 
     sites: tuple[Site, ...]
     value: Callable[[str], Tensor | None]
+    kind: str = ""
+    model_class: str = ""
 
     @property
     def modules(self) -> list[Site]:

@@ -49,7 +49,7 @@ def check_sizes(config: dict[str, Any], wanted: dict[str, Any], *names: str) -> 
 
 def prompt_config(method: Method, sites: Sequence[Site], ground: Ground) -> dict[str, Any] | None:
     """The PROMPT_TUNING config."""
-    if not isinstance(method, Prompt) or len(sites) != 1:
+    if not isinstance(method, Prompt) or len(sites) != 1 or method.into != "words":
         return None
     text = {"prompt_tuning_init_text": method.text, "tokenizer_name_or_path": "unknown"} if method.init_embeds == "text" else {}
     return sizes(method.n, sites[0].outputs, ground) | {"prompt_tuning_init": STARTS[method.init_embeds]} | text

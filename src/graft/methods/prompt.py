@@ -1,6 +1,7 @@
 """Prompt tuning: n trained input embeddings before the text. Lester et al. 2021, arXiv:2104.08691.
 
-Shapes: embeds [n, d]. On a causal model a trained prompt is served as a prefix (its keys and values, computed once).
+Shapes: embeds [n, d]. On a causal model a trained prompt is served as a prefix (its keys and values, computed once). `into`: `words`,
+among the words' embeddings, or (on an encoder) `layers`, behind its positions and norm; the text's positions then stay as they were.
 """
 
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ class Prompt:
     n: int = 20
     init_embeds: str = "vocabulary"
     text: str = ""
+    into: str = "words"
     kind: ClassVar[str] = "prompt"
 
     def __post_init__(self) -> None:
@@ -29,10 +31,12 @@ class Prompt:
             raise TargetError(f"n = {self.n}: a prompt needs at least one position")
         if self.init_embeds not in ("random", "vocabulary", "text") or (self.init_embeds == "text" and not self.text):
             raise TargetError("init_embeds is 'random', 'vocabulary' or 'text'; 'text' needs text=...")
+        if self.into not in ("words", "layers"):
+            raise TargetError(f"into = {self.into!r}: choose 'words' or 'layers'")
 
     def at(self, site: Site) -> bool:
-        """At the input embeddings."""
-        return site.role == "embedding"
+        """At the input embeddings, or at what enters the first layer."""
+        return site.role == ("entry" if self.into == "layers" else "embedding")
 
     def shapes(self, site: Site) -> Shapes:
         """embeds [n, d]."""
@@ -49,4 +53,4 @@ class Prompt:
 
     def form(self, tensors: Tensors, base: Base) -> VirtualTokens:
         """embeds."""
-        return VirtualTokens(embeds=tensors["embeds"])
+        return VirtualTokens(embeds=tensors["embeds"], shift=self.into == "words")

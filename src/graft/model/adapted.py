@@ -103,10 +103,12 @@ class Adapted:
             parts.append((method, sites))
         return Adapter(tuple(parts), self.source.fingerprint, self.source.base, self.source.notes)
 
-    def save(self, folder: str | Path) -> None:
-        """Write the adapter's folder: whole or not at all."""
+    def save(self, folder: str | Path, format: str = "graft") -> None:
+        """Write the adapter's folder: whole or not at all. `format` is `graft` (HF PEFT's files where PEFT has the method) or
+        `adapterhub`; AdapterError where that has no exact form for the adapter.
+        """
         self.refuse_merged("saved")
-        formats.save(self.adapter(), Path(folder), ground(self.model))
+        formats.save(self.adapter(), Path(folder), ground(self.model), format)
 
     @property
     def context_positions(self) -> int:

@@ -225,8 +225,7 @@ def entry_sites(path: str, model: Any, family: Family, layers: int) -> list[Site
     """The module whose output enters the first layer, if `path` is it."""
     if not family.entry or path.rsplit(".", 1)[-1] != family.entry or place(path)[0] is not None:
         return []
-    width = int(model.config.hidden_size)
-    return [Site(path, "entry", None, layers, width, width)]
+    return [Site(path, "entry", None, layers, int(model.config.vocab_size), int(model.config.hidden_size))]
 
 
 def row_sites(site: Site, model: Any, family: Family) -> list[Site]:

@@ -22,12 +22,19 @@ def twin_of(module: Any, tensors: dict[str, Tensor], dtype: torch.dtype) -> Any:
     A 4-bit linear map gets a dense twin that computes in the dtype of its dequantised weight.
     """
     shell = emptied(dense_shell(module) if nf4.is_packed(getattr(module, "weight", None)) else module)
-    shell.compute = {name: value.dtype for name, value in tensors.items()}
+    shell.compute = {name: compute_dtype(module._parameters[name]) for name in tensors}
     device = next(module.parameters(recurse=False)).device
     for name, value in tensors.items():
         shell._parameters[name] = nn.Parameter(value.to(device, dtype).clone())
     shell.__class__ = twin_class(type(shell), tuple(tensors))
     return shell
+
+
+def compute_dtype(value: Tensor) -> torch.dtype:
+    """The dtype of a base's parameter, that of the dequantised weight where it is stored in 4 bits."""
+    state: Any = getattr(value, "quant_state", None)
+    found: torch.dtype = value.dtype if state is None else state.dtype
+    return found
 
 
 def shared(module: Any, twin: Any) -> Any:

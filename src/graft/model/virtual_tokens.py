@@ -1,8 +1,9 @@
 """Virtual tokens at work: a prefix's keys and values inside attention, a prompt's embeddings before the text.
 
 A prefix enters inside attention (see graft.model.attention). A prompt in training is n dummy positions whose embedding output is
-overwritten; on a causal model without gradients it is served as a prefix, its keys and values computed once. Positions: the text's
-are cumsum(mask) - 1 + n, whatever the padding. Virtual tokens are positions like any other: they stand between the padding and the
+overwritten (or that of all embeddings together, for one that goes straight into an encoder's layers); on a causal model without
+gradients it is served as a prefix, its keys and values computed once. Positions: the text's are cumsum(mask) - 1 + n, whatever the
+padding. Virtual tokens are positions like any other: they stand between the padding and the
 text. A prefix that does not shift the text has no positions: the text's are those without it, and every window holds it.
 """
 
@@ -61,6 +62,7 @@ class Doorway(nn.Module):
         self.causal = all(getattr(module, "is_causal", True) for module in self.attention)
         self.open = True
         self.pending = Pending()
+        self.entrances = [model.get_input_embeddings()]  # the module whose output holds a prompt; in a list, it is no child of this
         self.memo: tuple[Any, Tensor] | None = None
         self.handles: list[Any] = []
         self.implementation = str(model.config._attn_implementation)
@@ -74,6 +76,7 @@ class Doorway(nn.Module):
         """Register the live adapter's virtual tokens as parameters in `dtype`. Raises AdapterError if there are some already."""
         if self.station is not None:
             raise AdapterError("an adapter can have one part with virtual tokens: a prefix or a prompt, not both")
+        self.entrances = [base.module] if site.role == "entry" else self.entrances
         device = next(base.model.parameters()).device
         for name, value in tensors.items():
             self.register_parameter(name, nn.Parameter(value.to(device, dtype).clone()))
@@ -98,7 +101,7 @@ class Doorway(nn.Module):
         if form is None:
             return None, None, None, 1
         if form.embeds is not None and (torch.is_grad_enabled() or not self.causal):
-            return None, None, form.embeds, 1
+            return None, None, form.embeds, int(form.shift)
         if form.kv is not None and form.kv.grad_fn is not None and reentrant(model):
             raise AdapterError("a prefix made by an MLP cannot be checkpointed reentrantly: enable it with use_reentrant=False")
         kv = form.kv if form.embeds is None else self.prompt(model, form.embeds)
@@ -135,12 +138,11 @@ class Doorway(nn.Module):
     def attach(self, model: Any) -> None:
         """Hook the root and its embeddings. The hooks hold no state, so that a deep copy of the model runs on its own."""
         model.graft = self
-        embeddings = model.get_input_embeddings()
-        embeddings.graft_pending = self.pending
+        self.entrances[0].graft_pending = self.pending
         self.handles = [
             model.register_forward_pre_hook(before_root, with_kwargs=True),
             model.register_forward_hook(after_root),
-            embeddings.register_forward_hook(after_embeddings),
+            self.entrances[0].register_forward_hook(after_embeddings),
         ]
         set_attention(model, f"graft_{self.implementation}")
 
@@ -150,7 +152,7 @@ class Doorway(nn.Module):
             handle.remove()
         place(self.attention, None, None, None)
         set_attention(model, self.implementation)
-        del model.graft, model.get_input_embeddings().graft_pending
+        del model.graft, self.entrances[0].graft_pending
 
     def enter(self, model: Any, call: dict[str, Any]) -> dict[str, Any]:
         """Before a forward: leave keys and values on the attention modules, make room for embeddings, set positions."""
@@ -165,15 +167,15 @@ class Doorway(nn.Module):
             call["position_ids"] = positions(call, text) + n * shift
             where = call["position_ids"] * shift  # at 0 every window holds the whole prefix
         place(self.attention, kv, seen, where, rows)
-        return call if embeds is None else self.roomier(model, call, text, embeds)
+        return call if embeds is None else self.roomier(model, call, text, embeds, shift)
 
-    def roomier(self, model: Any, call: dict[str, Any], text: Tensor, embeds: Tensor) -> dict[str, Any]:
+    def roomier(self, model: Any, call: dict[str, Any], text: Tensor, embeds: Tensor, shift: Tensor | int) -> dict[str, Any]:
         """The call with n positions between the padding and the text, in everything that has a column a token."""
         rows, n = text.shape[0], embeds.shape[0]
         cached_already = past(call) > 0
         fills = {"attention_mask": 1, "token_type_ids": 0, "labels": -100, "input_ids": dummy(model)}
         fills = {"attention_mask": 1} if cached_already else fills
-        where = positions(call, text) + n if self.causal else None
+        where = positions(call, text) + n if self.causal else None if shift else encoded(self.entrances[0], call, text)
         order = columns_in_order(call.get("attention_mask"), n, text.shape[1])
         for name, fill in fills.items():
             value = call.get(name)
@@ -269,6 +271,20 @@ def positions(call: dict[str, Any], text: Tensor) -> Tensor:
         return torch.arange(start, start + length, device=text.device)[None]
     counted: Tensor = (mask.long().cumsum(1) - 1).clamp_min(0)
     return counted[:, -length:]
+
+
+def encoded(embeddings: Any, call: dict[str, Any], text: Tensor) -> Tensor:
+    """The positions [B or 1, T] that an encoder gives a text: those given, from 0 on, or (RoBERTa) counted from its padding's id."""
+    given: Tensor | None = call.get("position_ids")
+    if given is not None:
+        return given
+    padding = embeddings.position_embeddings.padding_idx
+    start = 0 if padding is None else padding + 1
+    if padding is None or call.get("input_ids") is None:
+        return torch.arange(start, start + text.shape[1], device=text.device)[None]
+    seen = (text != padding).long()
+    own: Tensor = seen.cumsum(1) * seen + padding
+    return own
 
 
 def past(call: dict[str, Any]) -> int:
