@@ -56,15 +56,18 @@ def test_adapters_come_go_and_are_replaced_and_the_others_stay_as_they_are(setti
 def test_two_hundred_adapters_coming_and_going_leave_no_memory():
     host = made("llama", "lora", torch.float32)
     kinds = [adapter(setting, 9) for setting in FEW]
-    for one in kinds:
-        host.add("x", one)
-        host.remove("x")
-    before = held(host.model)
-    for number in range(200):
+
+    def come_and_go(number):
         host.add("x", kinds[number % len(kinds)])
         host.route(["x"])
         host.route(None)
         host.remove("x")
+
+    for number in range(len(kinds)):
+        come_and_go(number)
+    before = held(host.model)
+    for number in range(200):
+        come_and_go(number)
     assert held(host.model) == before
     assert not host.wiring.door().routed
     assert not any(slot.routed_twins for slot in host.wiring.slots.values())

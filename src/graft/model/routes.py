@@ -87,7 +87,7 @@ class Routes:
             if name is not None and name not in self.numbers:
                 raise AdapterError(f"no adapter is called {name!r}: there are {', '.join(self.names)}")
         state = tuple((value.data_ptr(), value._version) for value in self.model.parameters() if value.requires_grad)
-        if LIVE in rows and (self.state != state or routing.stale):
+        if LIVE_SLOT not in self.touched or (LIVE in rows and (self.state != state or routing.stale)):
             adapter = live()
             self.check(adapter)
             self.fill(LIVE_SLOT, adapter)

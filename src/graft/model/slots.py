@@ -7,7 +7,7 @@ cast once to the compute dtype, and run in order: those that read the module's o
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any, Self
 
@@ -19,39 +19,13 @@ from graft.errors import AdapterError
 from graft.forms import Affine, Replacement, at_rows, cast, join, run
 from graft.method import Method, Tensors, makes
 from graft.model.base import ModuleBase
+from graft.model.routing import Cell, Routing
 from graft.model.twin import twin_of
 from graft.pack import Pack, slots_of
 from graft.site import Site
 
 OWN, Y, X = "", "y", "x"
 """What a form reads: the module's own input, y, or (X) y where it adds to x; else the path of the module whose input it reads."""
-
-
-class Routing:
-    """Which adapter each row of the batch wants: `slots` [rows] (or [rows, T]), or None for the live one on all rows.
-
-    `virtual` are the rows' keys and values [layers, 2, rows, heads, n, head dim], which of them each row sees [rows, n], and whether
-    they shift its text [rows, 1]. `stale` says that the live adapter may have been trained since its slot was filled.
-    """
-
-    def __init__(self) -> None:
-        self.slots: Tensor | None = None
-        self.virtual: tuple[Tensor | None, Tensor | None, Tensor | int] = (None, None, 1)
-        self.stale = True
-
-
-class Cell:
-    """Carries a module's input to another module's slot within one forward."""
-
-    def __init__(self) -> None:
-        self.x: Tensor | None = None
-
-    def take(self) -> Tensor:
-        """The input; it is held no longer."""
-        x, self.x = self.x, None
-        if x is None:
-            raise AdapterError("a parallel adapter's input module did not run before its output module")
-        return x
 
 
 def own(holder: nn.Module, key: str) -> nn.Parameter:
@@ -71,6 +45,10 @@ class Station:
     site: Site
     base: ModuleBase
     names: dict[str, str]
+    affine: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "affine", makes(self.method) is Affine)  # once: a compiler cannot read annotations
 
     def tensors(self, holder: nn.Module) -> Tensors:
         """The live tensors, by their own names, in the slot (or doorway) that holds them."""
@@ -117,6 +95,8 @@ class Slot(nn.Module):
             for name, value in tensors.items():
                 self.register_parameter(names[name], nn.Parameter(value.to(device, dtype).clone()))
         self.stations.append(Station(method, site, base, names))
+        with torch.no_grad():
+            method.form(self.own(self.stations[-1]), base)  # what the base computes once (norms) is there when a compiler looks
         return self.stations[-1]
 
     def own(self, station: Station) -> Tensors:
@@ -224,7 +204,7 @@ def ordered(stations: list[Station], tensors: Callable[[Station], Tensors], outp
     """The affine forms of a module's stations, joined by what they read, in running order."""
     groups: dict[str, list[Affine]] = {}
     for station in stations:
-        if makes(station.method) is not Affine:
+        if not station.affine:
             continue
         form = station.method.form(tensors(station), station.base)
         if isinstance(form, Affine):

@@ -23,7 +23,8 @@ from graft.method import Method, Tensors
 from graft.model.attention import MASKS, place, set_attention, spread
 from graft.model.base import ModuleBase, cached
 from graft.model.families import attention_modules
-from graft.model.slots import Routing, Station
+from graft.model.routing import Routing
+from graft.model.slots import Station
 from graft.site import Site
 
 
@@ -102,9 +103,10 @@ class Doorway(nn.Module):
             return None, None, None, 1
         if form.embeds is not None and (torch.is_grad_enabled() or not self.causal):
             return None, None, form.embeds, int(form.shift)
-        if form.kv is not None and form.kv.grad_fn is not None and reentrant(model):
+        compiling = torch.compiler.is_compiling()
+        if not compiling and form.kv is not None and form.kv.grad_fn is not None and reentrant(model):
             raise AdapterError("a prefix made by an MLP cannot be checkpointed reentrantly: enable it with use_reentrant=False")
-        kv = form.kv if form.embeds is None else self.prompt(model, form.embeds)
+        kv = form.kv if form.embeds is None else self.computed(model, form.embeds) if compiling else self.prompt(model, form.embeds)
         return None if kv is None else kv.transpose(2, 3)[:, :, None], None, None, int(form.shift)
 
     def train(self, mode: bool = True) -> Self:

@@ -5,7 +5,8 @@ from typing import Any
 from graft.errors import AdapterError
 from graft.model import slots
 from graft.model.fold import tied_to
-from graft.model.slots import Cell, Routing, Slot
+from graft.model.routing import Cell, Routing
+from graft.model.slots import Slot
 from graft.model.twin import shared
 from graft.model.virtual_tokens import Doorway
 from graft.site import Site

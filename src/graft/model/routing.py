@@ -1,0 +1,32 @@
+"""What passes between slots: which adapter each row wants, and one module's input on its way to another's slot."""
+
+from torch import Tensor
+
+from graft.errors import AdapterError
+
+
+class Routing:
+    """Which adapter each row of the batch wants: `slots` [rows] (or [rows, T]), or None for the live one on all rows.
+
+    `virtual` are the rows' keys and values [layers, 2, rows, heads, n, head dim], which of them each row sees [rows, n], and whether
+    they shift its text [rows, 1]. `stale` says that the live adapter may have been trained since its slot was filled.
+    """
+
+    def __init__(self) -> None:
+        self.slots: Tensor | None = None
+        self.virtual: tuple[Tensor | None, Tensor | None, Tensor | int] = (None, None, 1)
+        self.stale = True
+
+
+class Cell:
+    """Carries a module's input to another module's slot within one forward."""
+
+    def __init__(self) -> None:
+        self.x: Tensor | None = None
+
+    def take(self) -> Tensor:
+        """The input; it is held no longer."""
+        x, self.x = self.x, None
+        if x is None:
+            raise AdapterError("a parallel adapter's input module did not run before its output module")
+        return x
