@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import graft
-from graft import IA3, BiasOnly, LoRA, Prefix, Prompt, Selective
+from graft import IA3, BiasOnly, DoRA, LoRA, Prefix, Prompt, Selective
 from graft.errors import AdapterError, GraftError, ModelError
 from graft.formats.names import cover
 from graft.methods import METHODS
@@ -19,11 +19,28 @@ from settings import SETTINGS
 from tiny import CONFIGS, inputs, tiny
 
 FAMILIES = ("llama_bias", "gpt2", "gpt_neox", "phi3", "opt", "roberta")
-NATIVE = {"houlsby", "pfeiffer", "parallel", "block", "bias", "last", "norm", "head", "full", "lora+bias", "ia3+lora"} | {
+NATIVE = {"houlsby", "pfeiffer", "parallel", "block", "bias", "last", "head", "full", "ia3+lora"} | {
     name for name in SETTINGS if name.endswith("+lora")
 }
 TYPES = {"lora": "LORA", "rslora": "LORA", "dora": "LORA", "lora_embedding": "LORA", "prompt": "PROMPT_TUNING"}
-TYPES |= {"prefix": "PREFIX_TUNING", "prefix_mlp": "PREFIX_TUNING"} | dict.fromkeys(NATIVE, "GRAFT")
+TYPES |= {"prefix": "PREFIX_TUNING", "prefix_mlp": "PREFIX_TUNING", "norm": "LN_TUNING"} | dict.fromkeys(NATIVE, "GRAFT")
+
+
+OUR_OWN = [
+    ("llama", [LoRA(r=2, targets=("q_proj",)), LoRA(r=2, targets=("k_proj",), dropout=0.1)]),
+    ("llama", [LoRA(r=2, targets=("q_proj",)), LoRA(r=2, targets=("k_proj",), rslora=True)]),
+    ("llama", [LoRA(r=2, targets=("q_proj",)), LoRA(r=2, targets=("q_proj", "k_proj"))]),
+    ("llama", [LoRA(r=2, targets=("q_proj",)), DoRA(r=2, targets=("k_proj",))]),
+    ("llama", [LoRA(r=2, bias=True, init_A="gaussian")]),
+    ("llama", [LoRA(r=2), BiasOnly(add=True)]),
+    ("gpt2", [LoRA(r=2), BiasOnly(targets=("ln_1",))]),
+    ("gpt2", [LoRA(r=2), Selective("head"), Selective("norm")]),
+    ("gpt2", [LoRA(r=2, targets=("c_attn",)), Selective(targets=("wte",))]),
+    ("gpt2", [LoRA(r=2), Selective("full")]),
+    ("llama_bias", [IA3(), Selective(targets=("embed_tokens",))]),
+    ("bert", [Prompt(n=2), Selective(targets=("pooler.dense",))]),
+    ("bert", [IA3(), BiasOnly()]),
+]
 
 
 def trained(name, methods, dtype=torch.float32, seed=5):
@@ -59,7 +76,9 @@ def test_saved_then_loaded_is_the_same(name, setting, tmp_path):
     assert [method.kind for method, _ in ours.parts] == [method.kind for method, _ in theirs.parts]
     assert ours.count() == theirs.count()
     assert ours.fingerprint == theirs.fingerprint
-    if "rows" not in setting and setting != "lora_embedding":  # roles come back as the names of the modules
+    if setting == "lora+bias":  # that nothing was added is not said where all biases are the base's own
+        assert config_of(tmp_path / "a")["peft_type"] == ("GRAFT" if name in ("phi3", "roberta") else "LORA")
+    elif "rows" not in setting and setting != "lora_embedding":  # roles come back as the names of the modules
         assert [method for method, _ in ours.parts] == [method for method, _ in theirs.parts]
 
 
@@ -97,9 +116,14 @@ def test_a_head_is_one_module_to_peft(tmp_path):
     assert (config["task_type"], config["modules_to_save"]) == ("SEQ_CLS", ["classifier"])
 
 
-def test_a_tied_head_keeps_its_tie_in_our_own_type(tmp_path):
-    trained("gpt2", [LoRA(r=2), Selective("head")]).save(tmp_path / "a")
-    assert config_of(tmp_path / "a")["peft_type"] == "GRAFT"
+def test_what_peft_has_no_form_for_is_saved_in_our_own_type(tmp_path):
+    for number, (name, methods) in enumerate(OUR_OWN):
+        adapted = trained(name, methods)
+        adapted.save(tmp_path / str(number))
+        assert config_of(tmp_path / str(number))["peft_type"] == "GRAFT"
+        loaded = graft.load(tiny(name), tmp_path / str(number))
+        assert torch.equal(logits(loaded, name), logits(adapted, name))
+        assert loaded.adapter().parts[0][0] == adapted.adapter().parts[0][0]
 
 
 def test_texts_that_an_adapter_started_from_come_back(tmp_path, tiny_tokenizer, tiny_llama):
@@ -175,6 +199,16 @@ def test_a_model_that_has_an_adapter_takes_no_second(tmp_path):
     adapted.save(tmp_path / "a")
     with pytest.raises(AdapterError, match="adapted already"):
         graft.load(adapted.model, tmp_path / "a")
+
+
+def test_a_loaded_adapter_drops_nothing_in_a_model_that_evaluates(tmp_path):
+    adapted = trained("llama", LoRA(dropout=0.5))
+    adapted.save(tmp_path / "a")
+    loaded = graft.load(tiny("llama"), tmp_path / "a")
+    assert torch.equal(logits(loaded, "llama"), logits(loaded, "llama"))
+    assert torch.equal(logits(loaded, "llama"), logits(adapted, "llama"))
+    loaded.model.train()
+    assert not torch.equal(logits(loaded, "llama"), logits(loaded, "llama"))
 
 
 # counts and names

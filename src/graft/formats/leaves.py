@@ -6,6 +6,7 @@ Loading is strict: the file's tensors are exactly the leaves' keys, in the leave
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from graft.adapter import Adapter, Part
@@ -24,7 +25,7 @@ def as_it_is(value: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Leaf:
     """`key` and `shape` in the file; `name` at `site` in the adapter. `outgoing` goes from the adapter to the file, `incoming` back;
-    without them the two differ in their shape at most.
+    without them the two differ in their shape at most. Two leaves may be of one tensor: the file then holds it twice.
     """
 
     key: str
@@ -41,10 +42,13 @@ Branch = tuple[Method, list[Leaf]]
 def drain(branches: Sequence[Branch], adapter: Adapter) -> Tensors:
     """The file's tensors, by key."""
     made: Tensors = {}
+    held: set[int] = set()
     for (_, leaves), (_, sites) in zip(branches, adapter.parts, strict=True):
         for leaf in leaves:
             value = leaf.outgoing(sites[leaf.site][leaf.name])
-            made[leaf.key] = value.detach().reshape(leaf.shape).contiguous().cpu()
+            plain = value.detach().reshape(leaf.shape).contiguous().cpu()
+            made[leaf.key] = plain.clone() if plain.data_ptr() in held else plain  # a file's tensors share no memory
+            held.add(plain.data_ptr())
     return made
 
 
@@ -61,7 +65,9 @@ def fill(branches: Sequence[Branch], tensors: Tensors) -> tuple[Part, ...]:
         sites: dict[Site, Tensors] = {}
         for leaf in leaves:
             value = leaf.incoming(tensors[leaf.key]).reshape(method.shapes(leaf.site)[leaf.name])
-            sites.setdefault(leaf.site, {})[leaf.name] = value
+            first = sites.setdefault(leaf.site, {}).setdefault(leaf.name, value)
+            if first is not value and not torch.equal(first, value):
+                raise AdapterError(f"it holds two values of one tensor: {shown([leaf.key])} is tied to another, and differs from it")
         parts.append((method, sites))
     return tuple(parts)
 

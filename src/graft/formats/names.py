@@ -9,7 +9,7 @@ from graft.formats.leaves import shown
 from graft.method import Method, select
 from graft.site import Site
 
-MAX_PATTERN = 4096
+MAX_PATTERN, MAX_REPEATS, MAX_NAMES = 4096, 6, 100_000
 
 
 def names_of(config: dict[str, Any], key: str) -> str | list[str]:
@@ -20,18 +20,23 @@ def names_of(config: dict[str, Any], key: str) -> str | list[str]:
     if isinstance(value, str):
         return checked_pattern(key, value)
     if isinstance(value, list) and all(isinstance(name, str) for name in value):
+        if len(value) > MAX_NAMES:
+            raise AdapterError(f"{key} has {len(value):,} names, more than any model has modules")
         return value
     raise AdapterError(f"{key} is neither a string nor a list of strings")
 
 
 def checked_pattern(key: str, pattern: str) -> str:
-    """The pattern, if matching it ends in time: a repeated group can take longer than the age of the universe."""
+    """The pattern, if matching it ends in time: a repeated group, or many repeats, can take longer than the age of the universe."""
     try:
         re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
         raise AdapterError(f"{key} is no regular expression: {error}") from error
-    if re.search(r"\)[*+{]", pattern) or len(pattern) > MAX_PATTERN:
-        raise AdapterError(f"{key} repeats a group ({shown([pattern])}), which can take forever to match: list the module names instead")
+    plain = re.sub(r"\\.|\[\^?\]?[^\]]*\]", "x", pattern)
+    repeats = re.findall(r"(?:[*+{]|(?<!\()\?)[?+]?", plain)
+    if re.search(r"\)[*+{]", plain) or len(repeats) > MAX_REPEATS or len(pattern) > MAX_PATTERN:
+        said = shown([pattern])
+        raise AdapterError(f"{key} repeats a group or too often ({said}), which can take forever to match: list the module names instead")
     return pattern
 
 
@@ -40,11 +45,12 @@ def ends(path: str, name: str) -> bool:
     return path == name or path.endswith(f".{name}")
 
 
-def matched(names: str | Sequence[str], path: str) -> bool:
-    """Whether PEFT's `target_modules` or `exclude_modules` name a module."""
+def matched(names: str | Collection[str], path: str) -> bool:
+    """Whether PEFT's `target_modules` or `exclude_modules` name a module; a set of names is asked in the time of one."""
     if isinstance(names, str):
         return re.fullmatch(names, path) is not None
-    return any(ends(path, name) for name in names)
+    parts = path.split(".")
+    return any(".".join(parts[k:]) in names for k in range(len(parts)))
 
 
 def cover(chosen: Collection[str], everything: Sequence[str]) -> list[str]:

@@ -53,5 +53,5 @@ def method_of(part: Any) -> Method:
     for key, value in part.items():
         for name in value if isinstance(value, list) else ():
             if isinstance(name, str):
-                checked_pattern(key, name) if ")" in name else None
+                checked_pattern(key, name)
     return from_config(part)

@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from graft.errors import AdapterError, TargetError
-from graft.formats.codec import ALL, ANY, Codec
+from graft.formats.codec import ALL, ANY, Chosen, Codec
 from graft.formats.ground import Ground, is_matrix
 from graft.formats.keys import keys
 from graft.formats.leaves import Leaf
 from graft.formats.names import cover, matched, names_of, naming
-from graft.formats.peft_low_rank import ROOT, targeted
+from graft.formats.peft_targets import ROOT, TARGETS, targeted
 from graft.method import Method, select
 from graft.methods.ia3 import IA3
 from graft.site import Site
 
 KEYS = keys(
-    used=(*ALL, "target_modules", "exclude_modules", "feedforward_modules"),
+    used=(*ALL, *TARGETS, "feedforward_modules"),
     neutral=(*ANY, "fan_in_fan_out", "init_ia3_weights"),
 )
 
@@ -46,9 +46,11 @@ def places(method: Method, sites: Sequence[Site], ground: Ground) -> list[Place]
     return made
 
 
-def config(method: Method, sites: Sequence[Site], ground: Ground) -> dict[str, Any] | None:
+def config(parts: Sequence[Chosen], ground: Ground) -> dict[str, Any] | None:
     """The IA3 config; None where a module is no whole linear map, or names cannot say which inputs are scaled."""
-    found = places(method, sites, ground)
+    if len(parts) != 1:
+        return None
+    found = places(*parts[0], ground)
     if any(not is_matrix(place.module) or place.module.role == "embedding" for place in found):
         return None
     everything = [site.path for site in ground.modules]
@@ -56,7 +58,7 @@ def config(method: Method, sites: Sequence[Site], ground: Ground) -> dict[str, A
     for names in (cover(ahead, everything), ahead):
         if {path for path in paths if is_ahead(names, path)} == set(ahead):
             return {
-                "target_modules": cover(paths, everything),
+                "target_modules": [*cover([path for path in paths if path not in ahead], everything), *names],
                 "feedforward_modules": names,
                 "fan_in_fan_out": ground.transposed,
                 "init_ia3_weights": True,
@@ -69,7 +71,7 @@ def is_ahead(names: str | Sequence[str], path: str) -> bool:
     return matched(names, path) if isinstance(names, str) else any(path.endswith(name) for name in names)
 
 
-def method(config: dict[str, Any], ground: Ground, found: Sequence[str]) -> tuple[Method, list[Site]]:
+def parts(config: dict[str, Any], ground: Ground, found: Sequence[str]) -> list[Chosen]:
     """IA3() where its own places are meant, else with targets. Raises AdapterError where it cannot act there."""
     sites = targeted(config, ground, found)
     if config.get("feedforward_modules") is None:
@@ -81,12 +83,12 @@ def method(config: dict[str, Any], ground: Ground, found: Sequence[str]) -> tupl
     except TargetError:
         own = []
     if {(place.module, place.ahead) for place in places(IA3(), own, ground)} == {(site, site in ahead) for site in sites}:
-        return IA3(), own
+        return [(IA3(), own)]
     everything = [site.path for site in ground.modules]
     for inputs in (cover([site.path for site in ahead], everything), [site.path for site in ahead]):
         made = naming(lambda targets, inputs=tuple(inputs): IA3(targets, inputs), sites, ground.sites)  # type: ignore[misc]
         if all(("i" in made.shapes(site)) == (site in ahead) for site in sites):
-            return made, sites
+            return [(made, sites)]
     raise AdapterError("its feedforward_modules cannot be told from its other target_modules by name")
 
 
@@ -99,4 +101,4 @@ def leaves(method: Method, sites: Sequence[Site], ground: Ground) -> list[Leaf]:
     return made
 
 
-SCALES = Codec("IA3", ROOT, KEYS, config, method, leaves)
+SCALES = Codec("IA3", ROOT, KEYS, config, parts, leaves)

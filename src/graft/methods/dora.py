@@ -3,6 +3,7 @@
 Shapes: A [r, in], B [out, r], magnitude [out]. The norm is never taken of a dense sum:
 ‖W + sBA‖² = ‖W‖² + 2 s ⟨W A^T, B⟩ + s² rowsum((B (A A^T)) ∘ B), with ‖W‖² cached in master precision; the magnitude starts from the
 same bits, so that a fresh adapter's c = m / norm is exactly 1. The base's bias b0 is not scaled: c*(Wx + b0) + (1-c)*b0.
+At an embedding W is [d, vocabulary], so that a row's norm is over the vocabulary, as HF PEFT has it.
 With dropout the branch alone is dropped: c*(Wx + s B A drop(x)), which needs no second product with W.
 """
 
@@ -20,7 +21,7 @@ from graft.site import LINEAR, Site
 
 @dataclass(frozen=True)
 class DoRA:
-    """Weight-decomposed low-rank updates of linear maps."""
+    """Weight-decomposed low-rank updates of linear maps and embeddings."""
 
     r: int = 8
     alpha: float = 16.0
@@ -34,8 +35,8 @@ class DoRA:
         check_rank(self.r, self.dropout, self.init_A)
 
     def at(self, site: Site) -> bool:
-        """At every linear map that a target names."""
-        return site.role in (*LINEAR, "head") and any(matches(site, target) for target in self.targets)
+        """At every linear map or embedding that a target names."""
+        return site.role in (*LINEAR, "head", "embedding", "other") and any(matches(site, target) for target in self.targets)
 
     def shapes(self, site: Site) -> Shapes:
         """LoRA's, and the magnitude [out]."""
@@ -46,11 +47,11 @@ class DoRA:
         return low_rank(self.as_lora(), site, rng) | {"magnitude": base.row_norms_sq.sqrt()}
 
     def form(self, tensors: Tensors, base: Base) -> Affine:
-        """c = m / norm, A, c s B, and b = (1 - c) b0."""
+        """c = m / norm, A, c s B (with the gain of a module that scales its product), and b = (1 - c) b0."""
         A, B = tensors["A"], tensors["B"] * scale(self.as_lora())
         c = tensors["magnitude"] / norm(A, B, base)
         b = None if base.bias is None else (1 - c) * base.bias.to(c.dtype)
-        return Affine(c=c, A=A, B=c[:, None] * B, b=b, dropout=self.dropout)
+        return Affine(c=c, A=A, B=c[:, None] * B if base.gain == 1 else c[:, None] * B * base.gain, b=b, dropout=self.dropout)
 
     def as_lora(self) -> LoRA:
         """The low-rank part's config."""

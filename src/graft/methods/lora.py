@@ -1,7 +1,7 @@
 """LoRA: y + s B A x, with s = alpha/r, or alpha/sqrt(r) for rsLoRA. Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732.
 
-Shapes at a linear map: A [r, in], B [out, r]. A is random, B is 0, so that a fresh adapter changes nothing. At an embedding
-A [r, vocabulary] is 0 and B is random, as HF PEFT has it.
+Shapes at a linear map: A [r, in], B [out, r], and b [out] with `bias`: y + s (B A x + b). A is random, B and b are 0, so that a
+fresh adapter changes nothing. At an embedding A [r, vocabulary] is 0 and B is random, as HF PEFT has it.
 """
 
 import math
@@ -26,6 +26,7 @@ class LoRA:
     dropout: float = 0.0
     rslora: bool = False
     init_A: str = "kaiming"
+    bias: bool = False
     kind: ClassVar[str] = "lora"
 
     def __post_init__(self) -> None:
@@ -36,16 +37,19 @@ class LoRA:
         return site.role in (*LINEAR, "head", "embedding", "other") and any(matches(site, target) for target in self.targets)
 
     def shapes(self, site: Site) -> Shapes:
-        """A [r, in], B [out, r]."""
-        return {"A": (self.r, site.inputs), "B": (site.outputs, self.r)}
+        """A [r, in], B [out, r], and b [out] with `bias`. Raises TargetError at an embedding with `bias`, which has no place for one."""
+        if self.bias and site.role == "embedding":
+            raise TargetError(f"bias=True at {site.path}: an embedding has no bias; target it by a LoRA without")
+        return {"A": (self.r, site.inputs), "B": (site.outputs, self.r)} | ({"b": (site.outputs,)} if self.bias else {})
 
     def init(self, site: Site, base: Base, rng: torch.Generator) -> Tensors:
-        """A random, B zero; at an embedding the other way round."""
-        return low_rank(self, site, rng)
+        """A random, B and b zero; at an embedding A zero and B random."""
+        return low_rank(self, site, rng) | ({"b": torch.zeros(site.outputs)} if self.bias else {})
 
     def form(self, tensors: Tensors, base: Base) -> Affine:
-        """A and sB, with the gain of a module that scales its product."""
-        return Affine(A=tensors["A"], B=tensors["B"] * (scale(self) * base.gain), dropout=self.dropout)
+        """A, sB and sb, with the gain of a module that scales its product."""
+        b = tensors["b"] * scale(self) if self.bias else None
+        return Affine(A=tensors["A"], B=tensors["B"] * (scale(self) * base.gain), b=b, dropout=self.dropout)
 
 
 def check_rank(r: int, dropout: float, init_A: str) -> None:

@@ -264,7 +264,8 @@ def overridden(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def attach(module: Any, slot: Slot) -> None:
-    """Make `slot` the module's child `graft` and run the module through it."""
+    """Make `slot` the module's child `graft`, in the module's mode (of a model that evaluates nothing is dropped), and run it."""
+    slot.train(module.training)
     module.graft_inner = module.forward
     module.graft = slot
     module.forward = MethodType(overridden, module)
