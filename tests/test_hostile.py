@@ -228,6 +228,20 @@ def test_wrong_configs_of_other_types(case, copied):
     refused(set_config(copied(name), **values), match)
 
 
+TIES = {
+    "embeddings_alone": ({"modules_to_save": ["embed_tokens"]}, "share one weight in this model, and lets go of that tie"),
+    "adapted_together": ({"target_modules": ["embed_tokens"], "ensure_weight_tying": True}, "ensure_weight_tying for adapted embeddings"),
+}
+
+
+@pytest.mark.parametrize("case", TIES)
+def test_ties_that_peft_breaks(case, tmp_path):
+    graft.adapt(tiny("llama_bias"), LoRA(r=2)).save(tmp_path / "a")
+    values, match = TIES[case]
+    with pytest.raises(AdapterError, match=match):
+        graft.load(tiny("llama_bias"), set_config(tmp_path / "a", **values))
+
+
 JUNK = (None, True, 0, -1, 2.5, 10**400, "", "x", "\x00", "*", [], ["x"], [None], [[]], {}, {"a": None}, ["q_proj", 3])
 
 

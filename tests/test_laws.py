@@ -512,7 +512,7 @@ def test_an_architecture_that_is_not_supported_is_refused_in_a_sentence(said):
         graft.adapt(model, graft.LoRA())
 
 
-@pytest.mark.parametrize("method", [graft.LoRA(targets=("wpe",)), graft.LoRA(targets=("ln_1",)), graft.DoRA(targets=("wte",))])
+@pytest.mark.parametrize("method", [graft.LoRA(targets=("wpe",)), graft.LoRA(targets=("ln_1",)), graft.DoRA(targets=("wpe",))])
 def test_a_low_rank_update_of_what_is_no_such_map_is_refused(method):
     with pytest.raises(graft.errors.TargetError, match="no place in this model"):
         graft.adapt(tiny("gpt2"), method)

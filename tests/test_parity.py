@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 import graft
-from graft import IA3, DoRA, LoRA, Prefix, Prompt, Selective
+from graft import IA3, BiasOnly, DoRA, LoRA, Prefix, Prompt, Selective
 from graft.adapter import Adapter
+from graft.errors import AdapterError
 from graft.formats import peft as files
 from graft.model.ground import ground
 from tiny import inputs, tiny
@@ -24,6 +25,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True` and a tied layer is part:UserWarning"),
     pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True` as embedding layers found:UserWarning"),
     pytest.mark.filterwarnings("ignore:You have requested `ensure_weight_tying`, but no tied modules:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The following rank_pattern keys did not match:RuntimeWarning"),  # AdaLoRA's never do
     pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning"),  # what LN_TUNING says of every norm
     pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed but the targeted layer"),  # that has no bias, so peft cannot merge
     pytest.mark.filterwarnings("ignore:Adapter 'default'. .* LoRA tensor.s. have invalid shape"),  # of the bias of lora_B
@@ -40,6 +42,17 @@ METHODS = {
     "prompt": [Prompt(n=4, init_embeds="random")],
     "prefix": [Prefix(n=3)],
 }
+MORE = {
+    "lora_bias": [LoRA(r=3, alpha=5.0, bias=True)],
+    "patterns": [LoRA(r=3, alpha=5.0, targets=("attention_out",)), LoRA(r=2, alpha=1.5, targets=("down",)), LoRA(r=3, targets=("up:1",))],
+    "dora_patterns": [DoRA(r=3, alpha=5.0, targets=("attention_out",)), DoRA(r=1, alpha=2.5, targets=("down",))],
+    "lora+bias": [LoRA(r=3), BiasOnly()],
+    "lora+own_bias": [LoRA(r=3, targets=("query", "down")), BiasOnly(targets=("query", "down"))],
+    "lora+embedding": [LoRA(r=3), Selective(targets=("embedding",))],
+    "dora+modules": [DoRA(r=3, targets=("down",)), Selective(targets=("attention_out", "norm"))],
+    "norm": [Selective("norm")],
+    "norm:0": [Selective(targets=("norm:0",))],
+}
 FUSED = ("gpt2", "phi3", "gpt_neox")  # key and value are rows there: IA3's own places have no form in PEFT
 OURS = [
     *((name, method) for name in CAUSAL for method in METHODS if not (method == "ia3" and name in FUSED)),
@@ -48,12 +61,20 @@ OURS = [
         for method in ("lora", "rslora", "dora", "ia3", "lora_embedding", "prompt", "lora+head", "dora+head", "prompt+head")
     ),
     *(("roberta", method) for method in ("lora+head", "ia3+head")),
-    ("llama", "lora+head"),
+    *(("llama", case) for case in ("lora+head", "patterns", "norm", "dora+modules")),
+    *(("gpt2", case) for case in ("lora_bias", "dora_patterns", "norm", "norm:0", "lora+bias")),
+    *(("opt", case) for case in ("lora+bias", "lora+own_bias", "dora+modules", "norm")),
+    *(("llama_bias", case) for case in ("lora+embedding", "lora+head", "lora+own_bias")),
+    *(("bert", case) for case in ("patterns", "dora+modules", "norm", "lora+own_bias")),
+    ("gpt_neox", "patterns"),
+    ("phi3", "dora_patterns"),
 ]
 
 
 def methods(name):
     """A case's methods: one of the table, and a head after "+"."""
+    if name in MORE:
+        return MORE[name]
     first, *rest = name.split("+")
     return METHODS[first] + [Selective("head") for _ in rest]
 
@@ -106,7 +127,7 @@ def text_only(logits, x):
 def trainable(base, folder):
     """PEFT's model of a folder that can be trained: prompt methods are built anew, since PEFT refuses to go on training them."""
     config = json.loads((folder / "adapter_config.json").read_text())
-    if config["peft_type"] in ("LORA", "IA3"):
+    if config["peft_type"] in ("LORA", "IA3", "LN_TUNING"):
         return peft.PeftModel.from_pretrained(base, folder, is_trainable=True, autocast_adapter_dtype=False)
     fresh = peft.PeftConfig.from_pretrained(folder)
     fresh.inference_mode = False
@@ -144,7 +165,8 @@ def test_peft_runs_ours(name, method, tmp_path):
     with torch.no_grad():
         loaded = text_only(inference(**x).logits, x)
     assert (loaded - ours[0]).abs().max() < (tolerance if method[:2] != "pr" else 1e-4)  # PEFT loads prompts in float32
-    agree(ours, run_theirs(trainable(tiny(name, torch.float64), tmp_path / "a"), x), tolerance)
+    if method not in ("lora+bias", "lora+own_bias", "lora+embedding"):  # whose files hold the base's bias too, or one tensor twice
+        agree(ours, run_theirs(trainable(tiny(name, torch.float64), tmp_path / "a"), x), tolerance)
 
 
 LORA = {"r": 3, "lora_alpha": 5}
@@ -280,3 +302,42 @@ def test_we_run_pefts(case, tmp_path):
     again = graft.load(tiny(name, torch.float64), tmp_path / "b")
     with torch.no_grad():
         assert torch.equal(again.model(**x).logits, ours[0])
+
+
+def test_adalora_with_ranks_of_its_own(tmp_path):
+    x, kept = inputs("llama"), {"q_proj": [True, False, True, False], "down_proj": [True] * 4, "v_proj": [False] * 4}
+    config = peft.AdaLoraConfig(init_r=4, lora_alpha=5, total_step=9, target_modules=list(kept))
+    model = peft.get_peft_model(tiny("llama", torch.float64), config, autocast_adapter_dtype=False)
+    shake(value for name, value in model.named_parameters() if value.requires_grad and ".ranknum." not in name)
+    names = [name.removeprefix("base_model.model.") for name, _ in model.named_parameters() if ".lora_E." in name]
+    config.rank_pattern = {name: kept[name.split(".lora_E")[0].rsplit(".", 1)[-1]] for name in names}
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if ".lora_E." in name:
+                value *= torch.tensor(config.rank_pattern[name.removeprefix("base_model.model.")])[:, None]
+    model.save_pretrained(tmp_path / "a")
+    theirs = peft.PeftModel.from_pretrained(tiny("llama", torch.float64), tmp_path / "a", autocast_adapter_dtype=False).eval()
+    adapted = graft.load(tiny("llama", torch.float64), tmp_path / "a")
+    assert sorted(method.r for method, _ in adapted.adapter().parts) == [2, 4]
+    with torch.no_grad():
+        assert (theirs(**x).logits - adapted.model(**x).logits).abs().max() < ROUNDED
+        assert (model.eval()(**x).logits - adapted.model(**x).logits).abs().max() < ROUNDED
+
+
+@pytest.mark.filterwarnings("ignore:.*changes the base weights of the model and should thus:UserWarning")
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_what_peft_converted_to_lora(start, tmp_path):
+    x, config = inputs("llama"), peft.LoraConfig(**LORA, target_modules=["q_proj", "down_proj"], init_lora_weights=start)
+    model = peft.get_peft_model(tiny("llama"), config)
+    config.init_lora_weights = True  # as PEFT's documentation has it: the start is saved as a plain LoRA
+    model.save_pretrained(tmp_path / "start")
+    shake(value for value in model.parameters() if value.requires_grad)
+    config.init_lora_weights = start
+    model.save_pretrained(tmp_path / "raw")
+    model.save_pretrained(tmp_path / "a", path_initial_model_for_weight_conversion=tmp_path / "start")
+    with pytest.raises(AdapterError, match=f"init_lora_weights = {start}, which changes the base's own weights"):
+        graft.load(tiny("llama"), tmp_path / "raw")
+    adapted = graft.load(tiny("llama"), tmp_path / "a")
+    assert adapted.adapter().parts[0][0].r == 6
+    with torch.no_grad():
+        assert (model.eval()(**x).logits - adapted.model(**x).logits).abs().max() < 1e-5  # the factors are float32
