@@ -14,9 +14,9 @@ HERE = Path(__file__).parent
 @pytest.fixture(scope="module")
 def collected():
     """The node ids of the files that cells name, as pytest itself collects them."""
-    files = sorted({cell.test.partition("::")[0] for cell in CELLS})
+    files = sorted({f"tests/{cell.test.partition('::')[0]}" for cell in CELLS})
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *files]
-    found = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
+    found = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout[-2000:] + found.stderr[-2000:]
     return {line.removeprefix("tests/") for line in found.stdout.splitlines() if "::" in line}
 
