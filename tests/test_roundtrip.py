@@ -98,7 +98,7 @@ def lora(draw, name):
     """A LORA config."""
     maps, dora = draw(some(MAPS[name])), draw(st.booleans())
     where = places(draw, name, maps)
-    plain = dora or EMBEDDINGS.get(name) in where["target_modules"]
+    plain = dora or EMBEDDINGS.get(name, "-") in where["target_modules"]
     return peft.LoraConfig(
         r=draw(st.integers(1, 6)),
         lora_alpha=draw(st.sampled_from([1, 3, 8, 2.5])),
