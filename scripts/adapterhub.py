@@ -33,6 +33,7 @@ MODELS = {
     ),
     "llama": lambda: T.LlamaConfig(**DECODER),
     "mistral": lambda: T.MistralConfig(**DECODER, sliding_window=None),
+    "mistral_window": lambda: T.MistralConfig(**DECODER, sliding_window=4),
 }
 ENCODERS = ("bert", "roberta")
 NAME = "mine"
@@ -86,7 +87,7 @@ def cases() -> dict[str, tuple[str, object]]:
         "ia3": lambda: A.IA3Config(),
         "prefix": lambda: A.PrefixTuningConfig(flat=True, prefix_length=3),
     }
-    made = {f"{family}-{kind}": (family, make()) for kind, make in every.items() for family in MODELS}
+    made = {f"{family}-{kind}": (family, make()) for kind, make in every.items() for family in MODELS if family != "mistral_window"}
     made |= {
         "bert-prompt": ("bert", A.PromptTuningConfig(prompt_length=3)),
         "roberta-prompt": ("roberta", A.PromptTuningConfig(prompt_length=3)),
@@ -96,6 +97,7 @@ def cases() -> dict[str, tuple[str, object]]:
         "gpt2-factors": ("gpt2", A.DoubleSeqBnConfig(reduction_factor={"0": 16, "default": 7}, non_linearity="leakyrelu")),
         "bert-attention": ("bert", A.BnConfig(True, False, 11, "gelu_new")),
         "gpt2-after": ("gpt2", A.BnConfig(False, True, 16, "tanh", True, False, residual_before_ln=False)),
+        "mistral_window-prefix": ("mistral_window", A.PrefixTuningConfig(flat=True, prefix_length=3)),
         "gpt2-keys": ("gpt2", A.LoRAConfig(r=2, alpha=4, attn_matrices=["k"], leave_out=[1])),
         "bert-head": ("bert", A.LoRAConfig(r=2)),
         "roberta-head": ("roberta", A.SeqBnConfig(non_linearity="gelu")),

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BUGS = [
     (
         "virtual_tokens.py",
-        'call["position_ids"] = positions(call, text) + n',
+        'call["position_ids"] = positions(call, text) + n * shift',
         'call["position_ids"] = positions(call, text)',
         "prefix does not shift positions",
     ),
@@ -58,6 +58,20 @@ BUGS = [
         "Rows(k * dim, dim, kv, 3 * dim)",
         "Rows(k * dim * kv, dim * kv)",
         "interleaved projections are taken for consecutive ones",
+    ),
+    (
+        "virtual_tokens.py",
+        "positions(call, text) + n * shift",
+        "positions(call, text) + n",
+        "a prefix shifts positions that it should leave alone",
+    ),
+    ("virtual_tokens.py", "seen.cumsum(1) * seen + padding", "seen.cumsum(1) + padding", "RoBERTa's positions count its padding"),
+    ("slots.py", "torch.where(pack.held[s][..., None], again, y)", "again", "a norm that runs again does so for every row"),
+    (
+        "families.py",
+        '("pre_feedforward_layernorm", "post_attention_layernorm")',
+        '("post_attention_layernorm",)',
+        "Gemma's residual at another norm",
     ),
 ]
 

@@ -177,6 +177,7 @@ HUB_CELLS = [
     Cell("LoRA", HUB, "writes", "exact", "rsLoRA", f"{BACK}[llama-rslora]"),
     Cell("LoRA", HUB, "writes", "exact", "with a trained head", f"{WRITTEN}[bert-head]"),
     Cell("LoRA", HUB, "writes", "refused", "at the output of attention (`all-linear`)", f"{NEVER}[attention_out]"),
+    Cell("LoRA", HUB, "writes", "refused", "ranks that differ by module", f"{NEVER}[two_parts]"),
     Cell("LoRA", HUB, "writes", "refused", "at a fused projection as a whole", f"{NEVER}[whole_qkv]"),
     Cell("DoRA", HUB, "writes", "refused", "its formula is another", f"{NEVER}[dora]"),
     Cell("IA3", HUB, "reads", "exact", f"{FAMILIES}: outputs are scaled, on Llama that of `down_proj`", f"{TOLD}[llama-ia3]"),
@@ -186,6 +187,7 @@ HUB_CELLS = [
     Cell("IA3", HUB, "writes", "refused", "a scale of an input (the paper's places in a plain MLP)", f"{NEVER}[input_scale]"),
     Cell("Prefix", HUB, "reads", "exact", f"flat, on {FAMILIES}; positions are not shifted", f"{TOLD}[gpt2-prefix]"),
     Cell("Prefix", HUB, "reads", "exact", "made by an MLP; grouped key-value heads", f"{TOLD}[llama-prefix_mlp]"),
+    Cell("Prefix", HUB, "reads", "exact", "with a sliding window, which never hides it", f"{TOLD}[mistral_window-prefix]"),
     Cell("Prefix", HUB, "reads", "refused", "`leave_out`", f"{ODD}[prefix_leave_out]"),
     Cell("Prefix", HUB, "reads", "refused", "`use_gating`", f"{ODD}[prefix_gating]"),
     Cell("Prefix", HUB, "writes", "exact", f"flat, on {FAMILIES}", f"{WRITTEN}[mistral-prefix]"),
@@ -214,7 +216,7 @@ name it came with, or gets the folder's.
 *How it is tested.* AdapterHub needs an older transformers than Graft, so its library is not part of the tests. They read adapters that it
 wrote and compare with the logits that it computed (`tests/fixtures/adapterhub`, made by `scripts/adapterhub.py fixtures`), and compare
 what Graft writes with what it wrote: keys, shapes, values, config. On 24 November 2026, adapters 1.3.0 with transformers 4.57.6 and torch
-2.13.0 loaded all 61 folders that Graft wrote for this page (`scripts/adapterhub.py check`), no key missing or left over, with logits
+2.13.0 loaded all 62 folders that Graft wrote for this page (`scripts/adapterhub.py check`), no key missing or left over, with logits
 equal to 1e-7 of the largest (prefixes that an MLP made: its library keeps them in float32) and to 1e-15 (all others).
 
 *Mind* that this library, with attention `sdpa` and no padding in a batch, gives a prefix on a decoder a wrong causal mask: on a tiny

@@ -344,18 +344,27 @@ def test_nothing_else_acts_at_a_norm_that_runs_again():
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_a_prompt_that_enters_the_layers_passes_no_embedding_and_moves_no_word(name):
-    # the layers by hand, on the prompt and what the embeddings alone give the text
+    # the layers by hand, on the prompt and what the embeddings alone give the text; ids of padding inside the text move RoBERTa's positions
     adapted = made(name, "prompt_layers")
     ((tensors,),) = (list(sites.values()) for _, sites in adapted.adapter().parts)
     batch = inputs(name)
+    batch["input_ids"][1, 2:4] = adapted.model.config.pad_token_id
     ours = logits(adapted.model, batch)
+    words = adapted.model.get_input_embeddings().weight[batch["input_ids"]]
+    embedded = logits(adapted.model, {"inputs_embeds": words, "attention_mask": batch["attention_mask"]})
+    placed = logits(adapted.model, batch, position_ids=torch.arange(9, 16)[None])
     model = adapted.detach()
     inner = model.base_model
-    with torch.no_grad():
-        states = torch.cat([tensors["embeds"].expand(2, -1, -1), inner.embeddings(input_ids=batch["input_ids"])], 1)
-        out = inner.encoder(states)[0]
-        oracle = model.classifier(out) if name == "roberta" else model.classifier(inner.pooler(out))
-    close(ours, oracle, 1e-12)
+
+    def oracle(**given):
+        with torch.no_grad():
+            states = torch.cat([tensors["embeds"].expand(2, -1, -1), inner.embeddings(**given)], 1)
+            out = inner.encoder(states)[0]
+            return model.classifier(out) if name == "roberta" else model.classifier(inner.pooler(out))
+
+    close(ours, oracle(input_ids=batch["input_ids"]), 1e-12)
+    close(embedded, oracle(inputs_embeds=words), 1e-12)
+    close(placed, oracle(input_ids=batch["input_ids"], position_ids=torch.arange(9, 16)[None]), 1e-12)
 
 
 def test_a_prompt_for_layers_has_no_place_in_a_decoder():
