@@ -201,6 +201,23 @@ def test_a_model_that_has_an_adapter_takes_no_second(tmp_path):
         graft.load(adapted.model, tmp_path / "a")
 
 
+@pytest.mark.parametrize("setting", [name for name in SETTINGS if not name.startswith(("prefix", "prompt"))])
+def test_an_adapter_that_changes_nothing_is_reported(setting, tmp_path, caplog):
+    adapted = graft.adapt(tiny("gpt2"), SETTINGS[setting])
+    adapted.save(tmp_path / "fresh")
+    with torch.no_grad():
+        last = adapted.parameters()[-1]
+        last.view(-1)[-1] += 0.1
+    adapted.save(tmp_path / "moved")
+    with caplog.at_level(logging.WARNING, "graft"):
+        loaded = graft.load(tiny("gpt2"), tmp_path / "moved")
+        moved = not torch.equal(logits(loaded, "gpt2"), logits(graft.adapt(tiny("gpt2"), SETTINGS[setting]), "gpt2"))
+        assert not (moved and "changes nothing" in caplog.text)
+        caplog.clear()
+        graft.load(tiny("gpt2"), tmp_path / "fresh")
+    assert "changes nothing" in caplog.text
+
+
 def test_a_loaded_adapter_drops_nothing_in_a_model_that_evaluates(tmp_path):
     adapted = trained("llama", LoRA(dropout=0.5))
     adapted.save(tmp_path / "a")

@@ -27,7 +27,20 @@ def saved(tmp_path_factory):
     graft.adapt(tiny("llama"), Prefix(n=2)).save(root / "prefix")
     graft.adapt(tiny("llama"), Prompt(n=2)).save(root / "prompt")
     graft.adapt(tiny("llama"), IA3()).save(root / "ia3")
+    graft.adapt(tiny("llama"), Selective("norm")).save(root / "norms")
+    graft.adapt(tiny("llama"), LoRA(r=2, bias=True)).save(root / "bias")
+    adalora(graft.adapt(tiny("llama"), LoRA(r=2, targets=("q_proj",))), root / "adalora")
     return root
+
+
+def adalora(adapted, folder):
+    """A LoRA in the files of an ADALORA: A, E and B without ".weight"."""
+    adapted.save(folder)
+    tensors = {key.removesuffix(".weight"): value for key, value in load_file(folder / WEIGHTS).items()}
+    tensors |= {key.replace("lora_A", "lora_E"): torch.ones(len(value), 1) for key, value in tensors.items() if "lora_A" in key}
+    save_file(tensors, folder / WEIGHTS)
+    config = {"peft_type": "ADALORA", "target_modules": ["q_proj"], "init_r": 2, "lora_alpha": 4, "total_step": 9}
+    (folder / CONFIG).write_text(json.dumps(config))
 
 
 @pytest.fixture
@@ -218,6 +231,18 @@ OTHERS = {
     "prompt_unknown": ("prompt", {"virtual_dropout": 0.5}, "virtual_dropout"),
     "ia3_no_feedforward": ("ia3", {"feedforward_modules": None}, "no feedforward_modules"),
     "ia3_all_outputs": ("ia3", {"feedforward_modules": []}, "another shape"),
+    "norms_of_nothing": ("norms", {"target_modules": ["c_attn"]}, "match no module"),
+    "norms_of_a_holder": ("norms", {"target_modules": ["mlp", "norm"]}, "which holds other modules"),
+    "norms_unknown": ("norms", {"layers_to_transform": [0]}, "layers_to_transform"),
+    "bias_gone": ("bias", {"lora_bias": False}, "14 not known .*lora_B.bias"),
+    "adalora_rank": ("adalora", {"init_r": 3}, "another shape"),
+    "adalora_no_rank": ("adalora", {"init_r": 0}, "init_r = 0, which is no rank"),
+    "adalora_alpha": ("adalora", {"lora_alpha": 10**400}, "no number of a usable size"),
+    "adalora_ranks": ("adalora", {"rank_pattern": {"q_proj": [True]}}, "which of 2 directions were kept"),
+    "adalora_other": ("adalora", {"rank_pattern": {"x.lora_E": [True, True]}}, "rank_pattern names x, no module of this model"),
+    "adalora_dora": ("adalora", {"use_dora": True}, "use_dora"),
+    "adalora_alphas": ("adalora", {"alpha_pattern": {"q_proj": 3}}, "alpha_pattern"),
+    "p_tuning_unknown": ("prompt", {"peft_type": "P_TUNING", "prompt_tuning_init": "TEXT"}, "prompt_tuning_init"),
     "ia3_type": ("ia3", {"feedforward_modules": 5}, "neither a string nor a list"),
 }
 
@@ -245,7 +270,20 @@ def test_ties_that_peft_breaks(case, tmp_path):
 JUNK = (None, True, 0, -1, 2.5, 10**400, "", "x", "\x00", "*", [], ["x"], [None], [[]], {}, {"a": None}, ["q_proj", 3])
 
 
-@pytest.mark.parametrize("name", ["lora", "own", "prefix", "prompt", "ia3"])
+def test_two_values_of_one_tied_tensor_are_refused(tmp_path):
+    graft.adapt(tiny("llama_bias"), [LoRA(r=2), Selective(targets=("embedding",))]).save(tmp_path / "a")
+    graft.load(tiny("llama_bias"), tmp_path / "a")
+    set_tensors(tmp_path / "a", lambda t: t | {"base_model.model.lm_head.weight": t["base_model.model.lm_head.weight"] + 1})
+    with pytest.raises(AdapterError, match=r"two values of one tensor: base_model.model.lm_head.weight"):
+        graft.load(tiny("llama_bias"), tmp_path / "a")
+
+
+def test_an_adalora_without_its_singular_values_is_refused(copied):
+    folder = set_tensors(copied("adalora"), lambda t: {key: value for key, value in t.items() if "lora_B" not in key})
+    refused(folder, "does not fit the lora_A and lora_B of its module")
+
+
+@pytest.mark.parametrize("name", ["lora", "own", "prefix", "prompt", "ia3", "norms", "bias", "adalora"])
 def test_junk_under_any_key_is_refused_or_means_nothing(name, copied):
     folder, model = copied(name), tiny("llama")
     good, said = json.loads((folder / CONFIG).read_text()), []

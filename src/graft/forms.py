@@ -75,6 +75,15 @@ class VirtualTokens:
 Form = Affine | Replacement | VirtualTokens
 
 
+def is_idle(form: Form) -> bool:
+    """Whether an affine form leaves its module as it is: the scales are 1 (to a rounding of float32), branch and shift are 0."""
+    if not isinstance(form, Affine):
+        return False
+    scales = all(value is None or bool(((value - 1).abs() < 1e-6).all()) for value in (form.c, form.i))
+    branch = form.B is None or not bool(form.B.any()) or (form.A is not None and form.a is None and not bool(form.A.any()))
+    return scales and branch and (form.b is None or bool((form.b.abs() < 1e-6).all()))
+
+
 def cast(form: Affine, dtype: torch.dtype) -> Affine:
     """The form with every tensor in `dtype`: the one place where master precision becomes compute precision."""
     changed: dict[str, Any] = {name: value.to(dtype) for name, value in form.tensors().items()}

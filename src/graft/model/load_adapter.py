@@ -5,9 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from graft import formats
+import torch
+
+from graft import formats, forms
 from graft.adapter import Adapter, replaced
 from graft.errors import AdapterError
+from graft.forms import Replacement
 from graft.model.adapted import Adapted
 from graft.model.base import differences, fingerprint, storage
 from graft.model.ground import ground
@@ -28,7 +31,22 @@ def load(model: Any, folder: str | Path, *, force: bool = False) -> Adapted:
     if not force:
         check_base(adapter, own, storage(model), str(folder))
     notes = {name: value for name, value in adapter.notes.items() if name != "weights"} | storage(model)
-    return Adapted(wiring, replace(adapter, fingerprint=own, base=adapter.base or str(model.config.name_or_path), notes=notes))
+    adapted = Adapted(wiring, replace(adapter, fingerprint=own, base=adapter.base or str(model.config.name_or_path), notes=notes))
+    if is_idle(adapted):
+        log.warning("the adapter in %s changes nothing: it is as it was before any training", folder)
+    return adapted
+
+
+@torch.no_grad()
+def is_idle(adapted: Adapted) -> bool:
+    """Whether the adapter leaves every module as the base has it."""
+    for part in adapted.held:
+        for station, holder in part:
+            form, base = station.method.form(station.tensors(holder), station.base), station.base.parameters
+            same = isinstance(form, Replacement) and all(torch.equal(form.parameters[k].to(v.dtype), v) for k, v in base().items())
+            if not (same or forms.is_idle(form)):
+                return False
+    return True
 
 
 def check_base(adapter: Adapter, own: str, stored: dict[str, str], folder: str) -> None:
