@@ -8,7 +8,8 @@ import torch.nn as nn
 
 import graft
 from graft.kernels import nf4
-from graft.model.base import fingerprint
+from graft.model.base import fingerprint, storage
+from graft.model.merge import densified
 from settings import MERGEABLE, SETTINGS
 from tiny import inputs, tiny
 
@@ -101,3 +102,52 @@ def test_a_deep_copy_of_a_4_bit_model_runs_on_its_own():
     graft.adapt(small, SETTINGS["lora"])
     batch = inputs("llama_bias")
     assert torch.equal(copy.deepcopy(small)(**batch).logits, small(**batch).logits)
+
+
+def test_evaluating_and_training_leave_the_packed_bytes_and_merging_gives_them_back():
+    small, _ = packed("llama_bias")
+    before, states = bytes_of(small), states_of(small)
+    adapted = graft.adapt(small, SETTINGS["dora"])
+    batch = inputs("llama_bias")
+    optimizer = torch.optim.AdamW(adapted.parameters(), lr=1e-2)
+    for _ in range(3):
+        small.eval()
+        with torch.no_grad():
+            small(**batch)
+            small.generate(**batch, max_new_tokens=2, do_sample=False)
+        small.train()
+        small(**batch).logits.square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    graft.merge(adapted)
+    graft.unmerge(adapted).detach()
+    assert all(torch.equal(value, before[path]) for path, value in bytes_of(small).items())
+    after = states_of(small)
+    assert all(torch.equal(a, b) for path, values in states.items() for a, b in zip(values, after[path], strict=True))
+
+
+def states_of(model):
+    """The scales of every packed weight, and what those are quantised with."""
+    states = {path: module.weight.quant_state for path, module in model.named_modules() if nf4.is_packed(getattr(module, "weight", None))}
+    return {path: [s.absmax.clone(), s.offset.clone(), s.state2.absmax.clone()] for path, s in states.items()}
+
+
+@pytest.mark.parametrize("setting", [name for name in MERGEABLE if name in CHOSEN])
+def test_a_merge_of_a_4_bit_base_is_the_dequantised_weight_changed_and_rounded_once(setting):
+    small, dense = packed("llama_bias")
+    ours, theirs = graft.adapt(small, SETTINGS[setting]), graft.adapt(dense, SETTINGS[setting])
+    shake(ours)
+    shake(theirs)
+    merged = [densified(graft.merge(adapted)).state_dict() for adapted in (ours, theirs)]
+    assert list(merged[0]) == list(merged[1])
+    for key, value in merged[0].items():
+        torch.testing.assert_close(value, merged[1][key], rtol=1e-6, atol=1e-6)
+    assert not storage(small)
+
+
+def test_a_7b_layer_takes_4_127_bits_a_parameter():
+    # 4 bits, one 8-bit scale for 64 values, one 32-bit scale for 256 of those; the code tables are the same for every layer
+    weight = bnb.nn.Params4bit(torch.randn(4096, 11008), requires_grad=False, quant_type="nf4", compress_statistics=True).to("cpu")
+    bits = 8 * nf4.stored_bytes(weight) / weight.quant_state.shape.numel()
+    assert bits == pytest.approx(4 + 8 / 64 + 32 / (64 * 256), abs=1e-5)
+    assert round(bits, 3) == 4.127
