@@ -119,6 +119,31 @@ def test_the_example_of_routing_runs(stand_in):
     run(block, {"graft": graft, "model": model})
 
 
+def test_the_examples_of_merging_run(monkeypatch, tmp_path, tiny_llama, tiny_tokenizer):
+    monkeypatch.chdir(tmp_path)
+    model = copy.deepcopy(tiny_llama)
+    model.save_pretrained("base")
+    tiny_tokenizer.save_pretrained("base")
+    for seed, language in enumerate(("german", "french")):
+        adapted = graft.adapt(model, graft.DoRA(r=2) if seed else graft.LoRA(r=2), seed=seed)
+        adapted.save(f"adapters/{language}")
+        adapted.detach()
+    names = {"graft": graft, "model": model}
+    for block in blocks("merging.md", "python"):
+        run(block, names)
+        if isinstance(names.get("adapted"), graft.Adapted):
+            names.pop("adapted").detach()
+    assert names["combined"].error == 0
+    assert names["report"].gap.rows == 1
+
+
+@pytest.mark.parametrize("table", [0, 1])
+def test_the_tables_of_merging_have_every_method_that_merges(table):
+    found = re.findall(r"(?:^\|.*\n)+", text("merging.md"), re.MULTILINE)[table].splitlines()[2:-1]
+    merging = [one.name for one in counts(SMOLLM2, METHODS) if one.merges]
+    assert [line.split("|")[1].strip(" `") for line in found] == merging
+
+
 @pytest.mark.parametrize("command", commands("graft"))
 def test_every_command_and_option_exists(command):
     group = typer.main.get_command(app)

@@ -55,26 +55,26 @@ def merge_job(
     adapted = load_adapter(loaded.model, adapter)
     before = [logits(loaded.model, batch) for batch in batches]
     packed = bool(storage(loaded.model))
-    plain = merged(adapted, packed)
+    plain = merged(adapted)
     if packed:
         other = rebased(plain, into or model, adapter, before, batches, console)
         plain = other if into is not None and other is not None else plain
     exact = into is None and not requantise
     with atomic_dir(Path(output_dir)) as folder:
         gap = saved(plain, loaded, folder, before, batches, requantise=requantise)
-        bound = max_gap if max_gap is not None else bound_of(plain.dtype) if exact else float("inf")
+        bound = max_gap if max_gap is not None else bound_of(plain.dtype, gap) if exact else float("inf")
         if not gap.largest <= bound:
-            raise AdapterError(f"{gap}: over the bound {bound:g}, nothing was saved (--max-gap sets the bound)")
-    told = f"bound {bound:g}" if bound < float("inf") else "no bound, since it is another model than the trained one"
+            raise AdapterError(f"{gap}: over the bound {bound:.3g}, nothing was saved (--max-gap sets the bound)")
+    told = f"bound {bound:.3g}" if bound < float("inf") else "no bound, since it is another model than the trained one"
     console.print(f"{'re-quantised to NF4: ' if requantise else ''}{gap} ({told}). Saved to {output_dir}.", highlight=False)
     return gap
 
 
-def merged(adapted: Any, packed: bool) -> Any:
+def merged(adapted: Any) -> Any:
     """The model with its adapter merged; out of 4 bits, a dense one in bfloat16."""
     merge(adapted)
     check_homes(adapted)
-    return densified(adapted.model).to(torch.bfloat16) if packed else adapted.model
+    return densified(adapted.model)
 
 
 def rebased(plain: Any, name: str, adapter: str, before: list[Tensor], batches: Batches, console: Console) -> Any:
@@ -84,7 +84,7 @@ def rebased(plain: Any, name: str, adapter: str, before: list[Tensor], batches: 
     if storage(original):
         console.print(f"{name} is held in 4 bits itself: --into can name the base that it was made from", highlight=False)
         return None
-    other = merged(load_adapter(original, adapter), packed=False)
+    other = merged(load_adapter(original, adapter))
     gap = gap_of(before, [logits(other, batch) for batch in batches])
     console.print(f"merged into the original base, {gap}: {WHY}", highlight=False)
     return other

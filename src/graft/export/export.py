@@ -18,7 +18,6 @@ from graft.export.shards import shards
 from graft.export.vocabulary import vocabulary
 from graft.files import atomic_dir
 from graft.model.adapted import Adapted
-from graft.model.base import dense
 from graft.model.combine import read
 from graft.model.load import Loaded
 from graft.model.wiring import Wiring
@@ -59,14 +58,13 @@ def export(
         raise AdapterError(f"{target} takes one adapter; only vocabulary takes several, whose folders have different names")
     order = Order(base, {name: read(base.model, Path(one)) for name, one in zip(names, adapters, strict=True)})
     before = [adapted_logits(order, name, batches) for name in names]
-    dtype = dense(base.model.get_input_embeddings().weight).dtype
     with atomic_dir(Path(folder)) as stage:
         parcel = TARGETS[target](order, stage)
         after = [[parcel.runs(number, batch) for batch in batches] for number in range(len(names))]
         gap = gap_of([row for rows in before for row in rows], [row for rows in after for row in rows])
-        bound = bound_of(dtype) if max_gap is None else max_gap
+        bound = bound_of(parcel.dtype, gap) if max_gap is None else max_gap
         if not gap.largest <= bound:
-            raise AdapterError(f"{gap}: over the bound {bound:g}, nothing was saved (--max-gap sets the bound)")
+            raise AdapterError(f"{gap}: over the bound {bound:.3g}, nothing was saved (--max-gap sets the bound)")
         report = Report(target, parcel.promise, gap, parcel.facts)
         (stage / FILE).write_text(json.dumps(said(report, parcel, order, bound), indent=1) + "\n")
     return report

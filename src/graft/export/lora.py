@@ -54,7 +54,9 @@ def peft_lora(order: Order, folder: Path) -> Parcel:
     formats.save(Adapter(((method, made),), adapter.fingerprint, adapter.base, adapter.notes), folder, ground(model))
     check_config(json.loads((folder / CONFIG).read_text()), rank)
     facts = {"rank": rank, "sites": len(made), "serve": f"vLLM: --enable-lora --max-lora-rank {rank}"}
-    return Parcel("the same product, its scale in B and its ranks padded with zeros: exact", "graft", runner(order, folder), facts)
+    return Parcel(
+        "the same product, its scale in B and its ranks padded with zeros: exact", "graft", model.dtype, runner(order, folder), facts
+    )
 
 
 def runner(order: Order, folder: Path) -> Any:

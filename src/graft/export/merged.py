@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from graft.adapter import Adapter
@@ -11,7 +10,6 @@ from graft.errors import AdapterError
 from graft.evaluate.gap import logits
 from graft.export.parcel import Batch, Order, Parcel, kinds, why_no_weights
 from graft.model.adapted import Adapted
-from graft.model.base import storage
 from graft.model.fold import stations
 from graft.model.load import load
 from graft.model.merge import densified, homeless, merge
@@ -20,13 +18,11 @@ from graft.model.wiring import Wiring
 
 def merged(order: Order, folder: Path) -> Parcel:
     """Write the checkpoint. Raises AdapterError where the adapter cannot become part of the weights."""
-    packed = bool(storage(order.base.model))
     model = densified(merged_into(order, "merged").model)
-    model = model.to(torch.bfloat16) if packed else model
     model.save_pretrained(folder)
     order.base.tokenizer.save_pretrained(folder)
     promise = "W' = (diag(c) W + B A) diag(i) in float64, rounded once to the checkpoint's dtype"
-    return Parcel(promise, "transformers", runner(folder, model.dtype), {"dtype": str(model.dtype).removeprefix("torch.")})
+    return Parcel(promise, "transformers", model.dtype, runner(folder, model.dtype), {"dtype": str(model.dtype).removeprefix("torch.")})
 
 
 def merged_into(order: Order, target: str, adapter: Adapter | None = None) -> Adapted:

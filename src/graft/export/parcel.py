@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from graft.adapter import Adapter
@@ -24,10 +25,11 @@ NO_ACTIVATION = (
 
 @dataclass(frozen=True)
 class Parcel:
-    """`runs`: the logits of a row from what was written, loaded back; `facts` go into the export's own file."""
+    """`runs`: the logits of a row from what was written, loaded back and computed in `dtype`; `facts` go into the export's own file."""
 
     promise: str
     loaded_by: str
+    dtype: torch.dtype
     runs: Callable[[int, Batch], Tensor]
     facts: dict[str, Any] = field(default_factory=dict)
 

@@ -48,8 +48,9 @@ def shards(order: Order, folder: Path) -> Parcel:
     written += index(folder, source, where, extra) if (source / INDEX).is_file() else 0
     configure(folder, source, adapted, order)
     one = " (the base is one file: save it once with save_pretrained(max_shard_size=...) to share)" if len(set(where.values())) == 1 else ""
+    dtype = order.base.model.dtype
     facts = {"shared_bytes": shared, "written_bytes": written, "changed_tensors": len(new), "shared": f"{shared:,} bytes{one}"}
-    return Parcel("the base's own files, and new ones for what changed", "transformers", runner(folder, order.base.model.dtype), facts)
+    return Parcel("the base's own files, and new ones for what changed", "transformers", dtype, runner(folder, dtype), facts)
 
 
 def places(source: Path) -> dict[str, str]:

@@ -54,7 +54,7 @@ def vocabulary(order: Order, folder: Path) -> Parcel:
         "never_generated": "generation_config.json suppresses the tokens; an engine that ignores it needs logit_bias -100 for the ids",
     }
     promise = "the prompt's embeddings are rows of the embedding, so its tokens before a text are the prompt before it: exact"
-    return Parcel(promise, "transformers", runner(folder, model.dtype, list(ids.values())), facts)
+    return Parcel(promise, "transformers", model.dtype, runner(folder, model.dtype, list(ids.values())), facts)
 
 
 def prompt_of(model: Any, adapter: Adapter, among: int) -> Tensor:

@@ -17,7 +17,7 @@ from graft.kernels import nf4
 from graft.method import Tensors
 from graft.model import families
 from graft.model.adapted import Adapted
-from graft.model.base import dense
+from graft.model.base import dense, storage
 from graft.model.fold import affine, fold, followers, stations, touched, whole, why_not
 from graft.model.kept import Kept, remember
 from graft.model.routes import LIVE
@@ -174,13 +174,20 @@ def homeless(adapted: Adapted) -> list[str]:
 
 
 def densified(model: Any) -> Any:
-    """Make every 4-bit linear map of a model dense, for good, so that it is saved as a plain checkpoint. Returns the model."""
+    """Make every 4-bit linear map of a model dense, for good, and its parameters bfloat16 where there was one. Returns the model.
+
+    Buffers stay as they are: rotary frequencies must not be rounded.
+    """
+    if not storage(model) and getattr(model.config, "quantization_config", None) is None:
+        return model
     for path, module in list(model.named_modules()):
         if nf4.is_packed(getattr(module, "weight", None)):
             model.set_submodule(path, dense_twin(module))
+    for value in model.parameters():
+        value.data = value.data.to(torch.bfloat16)
     if getattr(model.config, "quantization_config", None) is not None:
         del model.config.quantization_config
-        for name in ("is_quantized", "is_loaded_in_4bit"):
-            setattr(model, name, False)
+        model.is_quantized = model.is_loaded_in_4bit = False
         model.hf_quantizer = model.quantization_method = None
+    model.config.dtype = torch.bfloat16
     return model
