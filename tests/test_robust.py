@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -106,7 +107,8 @@ def test_names_are_checked_and_a_failure_changes_nothing():
         (lambda: host.route(["y"]), "live, x"),
         (lambda: host.add("y", adapter("prompt", 5, "bert")), "encoder"),
         (lambda: host.add("x", adapter("prompt", 5, "bert"), replace=True), "encoder"),
-        (lambda: host.add("y", adapter("lora", 5)), "no such place"),
+        (lambda: host.add("y", adapter("lora", 5)), "another base"),
+        (lambda: host.add("y", replace(adapter("lora", 5), fingerprint="")), "no such place"),
     ):
         with pytest.raises(AdapterError, match=match):
             act()

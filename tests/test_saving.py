@@ -32,7 +32,7 @@ def test_files_of_others_stay(tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert (tmp_path / "README.md").read_text() == "my own card"
     names = sorted(file.name for file in tmp_path.iterdir())
-    assert names == ["README.md", "adapter_config.json", "adapter_model.safetensors", "checkpoint", "notes.txt"]
+    assert names == ["README.md", "adapter_config.json", "adapter_model.safetensors", "checkpoint", "generation_config.json", "notes.txt"]
     assert graft.load(tiny("llama"), tmp_path).adapter().parts[0][0].r == 2
 
 

@@ -23,6 +23,7 @@ from graft.model.ground import ground
 from graft.model.load import Loaded, load
 from graft.model.load_adapter import load as load_adapter
 from graft.model.merge import densified, merge
+from graft.model.speech import speak
 
 Batches = list[dict[str, Tensor]]
 WHY = "the adapter was trained on the dequantised weights, so that merge is the trained model; the original weights are another base"
@@ -51,8 +52,8 @@ def merge_job(
     if into is not None and not nf4:
         raise AdapterError("--into names the base that a 4-bit base was quantised from: give --nf4 too, or name that base as --model")
     loaded = load(model, nf4=nf4)
+    adapted = attached(loaded, adapter, console)
     batches = batches_of(loaded, data.read(source, limit=rows).rows)
-    adapted = load_adapter(loaded.model, adapter)
     before = [logits(loaded.model, batch) for batch in batches]
     packed = bool(storage(loaded.model))
     plain = merged(adapted)
@@ -68,6 +69,14 @@ def merge_job(
     told = f"bound {bound:.3g}" if bound < float("inf") else "no bound, since it is another model than the trained one"
     console.print(f"{'re-quantised to NF4: ' if requantise else ''}{gap} ({told}). Saved to {output_dir}.", highlight=False)
     return gap
+
+
+def attached(loaded: Loaded, adapter: str, console: Console) -> Any:
+    """The adapter on its base, which is spoken to as the adapter was trained; what that changes is printed."""
+    adapted = load_adapter(loaded.model, adapter)
+    for note in speak(adapter, loaded.model, loaded.tokenizer):
+        console.print(note, highlight=False)
+    return adapted
 
 
 def merged(adapted: Any) -> Any:

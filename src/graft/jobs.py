@@ -26,6 +26,7 @@ from graft.model.digest import changed as differing
 from graft.model.digest import digests, whole
 from graft.model.load import Loaded, load, tokenizer_of
 from graft.model.load_adapter import load as load_adapter
+from graft.model.speech import speak
 from graft.train import train
 from graft.train.recipe import TrainConfig
 from graft.verify import MERGED, verify
@@ -96,7 +97,7 @@ def train_job(job: TrainJob, console: Console) -> Path:
         raise
     proof = untouched(loaded.model, before)
     folder = Path(job.output_dir)
-    adapted.save(folder)
+    adapted.save(folder, tokenizer=loaded.tokenizer)
     loaded.tokenizer.save_pretrained(folder)
     facts = {
         "job": asdict(job),
@@ -168,6 +169,8 @@ def evaluate_job(
     loaded = load(model, nf4=nf4)
     if adapter is not None:
         load_adapter(loaded.model, adapter)
+        for note in speak(adapter, loaded.model, loaded.tokenizer):
+            console.print(note, highlight=False)
     scores = score(loaded.model, loaded.tokenizer, table.rows, metric=metric, batch_size=batch_size)
     console.print(scored(scores))
     return scores

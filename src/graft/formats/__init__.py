@@ -5,7 +5,7 @@ What PEFT has no place for (the base's fingerprint, notes, Graft's version) stan
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from graft.adapter import Adapter, Part
 from graft.errors import AdapterError, GraftError
 from graft.formats import adapterhub, card, native, peft
-from graft.formats.folder import WEIGHTS, read_config, read_tensors
+from graft.formats.folder import WEIGHTS, beside, read_config, read_metadata, read_tensors
 from graft.formats.folder import write as write_folder
 from graft.formats.ground import Ground
 from graft.formats.leaves import shown
@@ -25,12 +25,15 @@ FORMATS = ("graft", "adapterhub")
 FACTS = "graft"  # the metadata's key
 MAX_SAID = 1000  # characters of what is wrong with a folder, parts of which may be quoted
 
-__all__ = ["Ground", "read", "save"]
+NONE: Mapping[str, str] = {}
+
+__all__ = ["Ground", "beside", "origin", "read", "save"]
 
 
-def save(adapter: Adapter, folder: Path, ground: Ground, format: str = "graft") -> None:
+def save(adapter: Adapter, folder: Path, ground: Ground, format: str = "graft", texts: Mapping[str, str] = NONE) -> None:
     """Write the adapter's folder, whole or not at all: as `graft` reads it (PEFT's files where there are any) or as `adapterhub`.
 
+    `texts` are further files by name, such as a chat template.
     Raises AdapterError where it cannot be written, or has no exact form in the format.
     """
     if not adapter.count():
@@ -44,7 +47,17 @@ def save(adapter: Adapter, folder: Path, ground: Ground, format: str = "graft") 
         config, tensors = peft.write(adapter, ground) or native.write(adapter)
         files = {WEIGHTS: tensors}
     facts = {"version": version("graft-peft"), "fingerprint": adapter.fingerprint, "base": adapter.base, "notes": adapter.notes}
-    write_folder(folder, config, files, {"format": "pt", FACTS: json.dumps(facts)}, card.text(adapter, config))
+    write_folder(folder, config, files, {"format": "pt", FACTS: json.dumps(facts)}, card.text(adapter, config), texts)
+
+
+def origin(folder: Path) -> Adapter | None:
+    """An adapter without its parts: only where it comes from, for which no tensor is read. None where that cannot be known."""
+    path = next((folder / name for name in (WEIGHTS, adapterhub.WEIGHTS) if (folder / name).is_file()), None)
+    try:
+        facts = {} if path is None else facts_of(read_metadata(path))
+    except (AdapterError, OSError):
+        return None
+    return Adapter((), facts["fingerprint"], str(facts.get("base", "")), facts.get("notes", {})) if facts.get("fingerprint") else None
 
 
 def read(folder: Path, ground: Ground) -> Adapter:

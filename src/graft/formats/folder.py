@@ -8,7 +8,7 @@ import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,12 @@ from graft.formats.leaves import shown
 from graft.method import Tensors
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
-OURS = (CONFIG, WEIGHTS, CARD, "adapter.safetensors", "model_head.safetensors")
+TEMPLATE, GENERATION = "chat_template.jinja", "generation_config.json"
+OURS = (CONFIG, WEIGHTS, CARD, TEMPLATE, GENERATION, "adapter.safetensors", "model_head.safetensors")
 SAVE_AGAIN = "load it with the tool that made it and save it again as safetensors"
 PICKLES = ("adapter_model.bin", "adapter_model.pt", "pytorch_model.bin", "pytorch_adapter.bin")
 CARD_MARK = "<!-- Written by Graft, and again at every save. Remove this line to keep a card of your own. -->"
-MAX_CONFIG, MAX_HEADER = 16 << 20, 64 << 20  # bytes
+MAX_CONFIG, MAX_HEADER, MAX_BESIDE = 16 << 20, 64 << 20, 1 << 20  # bytes
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -76,6 +77,17 @@ def read_tensors(folder: Path, name: str = WEIGHTS, convert: str = SAVE_AGAIN) -
     return tensors, metadata
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """A safetensors file's metadata, without its tensors. Raises AdapterError where it cannot be read."""
+    check_header(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            found: dict[str, str] = file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise AdapterError(f"{path.name} cannot be read, it is truncated or damaged") from error
+    return found
+
+
 def check_header(path: Path) -> None:
     """Raise AdapterError if the header's length cannot be that of an adapter."""
     size = path.stat().st_size
@@ -97,8 +109,25 @@ def check_values(tensors: Tensors, name: str = WEIGHTS) -> None:
             raise AdapterError(f"{shown([key])} holds values that are not finite: the training that made it went wrong")
 
 
-def write(folder: Path, config: dict[str, Any], files: dict[str, Tensors], metadata: dict[str, str], card: str) -> None:
-    """Write the config, the tensors by file and the card: all of them or none. Raises AdapterError where nothing could be written."""
+def beside(folder: Path) -> dict[str, str]:
+    """The texts that travel with an adapter (its chat template, its generation settings), by file name. Raises AdapterError on bad ones."""
+    found = {}
+    for name in (TEMPLATE, GENERATION):
+        path = folder / name
+        if path.is_file():
+            if path.stat().st_size > MAX_BESIDE:
+                raise AdapterError(f"{name} in {folder} has more than {MAX_BESIDE >> 20} MiB, which none has")
+            try:
+                found[name] = path.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise AdapterError(f"{name} in {folder} cannot be read as text: {str(error).splitlines()[0]}") from error
+    return found
+
+
+def write(
+    folder: Path, config: dict[str, Any], files: dict[str, Tensors], metadata: dict[str, str], card: str, texts: Mapping[str, str]
+) -> None:
+    """Write config, tensors by file, card and texts beside: all of them or none. Raises AdapterError where nothing could be written."""
     if not any(value.numel() for tensors in files.values() for value in tensors.values()):
         raise AdapterError("an adapter without a single value is not saved")
     for tensors in files.values():
@@ -110,6 +139,8 @@ def write(folder: Path, config: dict[str, Any], files: dict[str, Tensors], metad
                 save_file(tensors, stage / name, metadata=metadata)
                 os.chmod(stage / name, 0o644)
             (stage / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+            for name, text in texts.items():
+                (stage / name).write_text(text, encoding="utf-8")
             if is_ours(target / CARD):
                 (stage / CARD).write_text(card)
     except (OSError, SafetensorError) as error:

@@ -18,8 +18,8 @@ from graft.adapter import Adapter
 from graft.errors import AdapterError
 from graft.forms import Affine, VirtualTokens, why_unmergeable
 from graft.method import Finishing, Method, Tensors, makes
-from graft.model import families
-from graft.model.base import ModuleBase, fingerprint, master_dtype, storage
+from graft.model import belonging, families, speech
+from graft.model.base import ModuleBase, fingerprint, master_dtype
 from graft.model.ground import ground
 from graft.model.routes import Routes
 from graft.model.slots import OWN, Slot, Station, borrows
@@ -37,7 +37,9 @@ def adapt(model: Any, method: Method | Sequence[Method], *, tokenizer: Any = Non
     methods = list(method) if isinstance(method, Sequence) else [method]
     wiring = Wiring(model)
     parts = adapters.fresh(methods, families.sites(model), lambda site: ModuleBase(model, site, tokenizer), seed)
-    return Adapted(wiring, Adapter(parts, fingerprint(model, adapters.replaced(parts)), str(model.config.name_or_path), storage(model)))
+    whole = adapters.replaced(parts)
+    notes = belonging.portrait(model, whole)
+    return Adapted(wiring, Adapter(parts, fingerprint(model, whole), str(model.config.name_or_path), notes))
 
 
 class Adapted:
@@ -103,12 +105,13 @@ class Adapted:
             parts.append((method, sites))
         return Adapter(tuple(parts), self.source.fingerprint, self.source.base, self.source.notes)
 
-    def save(self, folder: str | Path, format: str = "graft") -> None:
+    def save(self, folder: str | Path, format: str = "graft", *, tokenizer: Any = None) -> None:
         """Write the adapter's folder: whole or not at all. `format` is `graft` (HF PEFT's files where PEFT has the method) or
-        `adapterhub`; AdapterError where that has no exact form for the adapter.
+        `adapterhub`; AdapterError where that has no exact form for the adapter. The model's generation settings and the tokenizer's chat
+        template go with it.
         """
         self.refuse_merged("saved")
-        formats.save(self.adapter(), Path(folder), ground(self.model), format)
+        formats.save(self.adapter(), Path(folder), ground(self.model), format, speech.files(self.model, tokenizer))
 
     @property
     def context_positions(self) -> int:
@@ -133,13 +136,18 @@ class Adapted:
 
     # several adapters
 
-    def add(self, name: str, adapter: Adapter | str | Path, *, replace: bool = False) -> None:
+    def add(self, name: str, adapter: Adapter | str | Path, *, replace: bool = False, force: bool = False) -> None:
         """Load another adapter of the same base (or the one in a folder) beside the live one, under a name for `route`.
 
-        With `replace` it takes the place of one of that name. Raises AdapterError, and changes nothing, where it does not fit.
+        With `replace` it takes the place of one of that name; `force` lets one of another base with the same shapes pass. Raises
+        AdapterError, and changes nothing, where it does not fit.
         """
         self.refuse_merged("added")
-        self.routes.add(name, adapter if isinstance(adapter, Adapter) else formats.read(Path(adapter), ground(self.model)), replace=replace)
+        what = f"the adapter {name!r}" if isinstance(adapter, Adapter) else f"the adapter in {adapter}"
+        found = adapter if isinstance(adapter, Adapter) else formats.read(Path(adapter), ground(self.model))
+        if not force:
+            self.routes.belongs(found, what)
+        self.routes.add(name, found, replace=replace, what=what)
 
     def remove(self, name: str) -> None:
         """Take an added adapter out again. Raises AdapterError if there is none of that name, or rows are routed to it."""

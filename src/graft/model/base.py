@@ -5,7 +5,7 @@ Everything here hides the module's kind: a Linear, a transformers Conv1D (weight
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -128,20 +128,34 @@ def fingerprint(model: Any, replaced: Collection[str] = ()) -> str:
     Values are rounded to bfloat16 first, so that one checkpoint has one fingerprint in every precision it is loaded in. Adapters
     attached to the model do not enter, nor the weights of the modules that one replaces: a classifier's new head is random each time.
     """
-    named = [(name, value) for name, value in model.named_parameters() if ".graft." not in f".{name}"]
-    shapes = [(name, list(value.quant_state.shape if nf4.is_packed(value) else value.shape)) for name, value in named]
     weights = hashlib.sha256()
-    for name, value in named:
+    for name, data in sampled(model, replaced):
+        weights.update(name.encode() + data)
+    return f"{outline(model)}:{weights.hexdigest()[:16]}"
+
+
+def outline(model: Any) -> str:
+    """The fingerprint's first two parts, for which no weight is read."""
+    shapes = [(name, list(value.quant_state.shape if nf4.is_packed(value) else value.shape)) for name, value in named(model)]
+    kind = json.dumps([model.config.model_type, type(model).__name__])
+    return ":".join([short(kind.encode()), short(json.dumps(shapes).encode())])
+
+
+def named(model: Any) -> list[tuple[str, Any]]:
+    """The base's parameters by name."""
+    return [(name, value) for name, value in model.named_parameters() if ".graft." not in f".{name}"]
+
+
+def sampled(model: Any, replaced: Collection[str] = ()) -> Iterator[tuple[str, bytes]]:
+    """Evenly spaced values of each parameter, as bytes, by name; without the modules that an adapter replaces."""
+    for name, value in named(model):
         if name.rpartition(".")[0] in replaced:
             continue
         flat = value.detach().reshape(-1)
         step = max(1, flat.numel() // SAMPLES)
         sample = flat[::step][:SAMPLES]
         sample = sample.to(torch.bfloat16).view(torch.int16) if sample.is_floating_point() else sample
-        weights.update(name.encode() + sample.cpu().numpy().tobytes())
-    config = model.config
-    kind = json.dumps([config.model_type, type(model).__name__])
-    return ":".join([short(kind.encode()), short(json.dumps(shapes).encode()), weights.hexdigest()[:16]])
+        yield name, sample.cpu().numpy().tobytes()
 
 
 def storage(model: Any) -> dict[str, str]:

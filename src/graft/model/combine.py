@@ -20,11 +20,10 @@ from graft.errors import AdapterError
 from graft.formats.names import naming
 from graft.method import Method, Tensors, select
 from graft.methods import BiasOnly, LoRA, Selective
-from graft.model import families
+from graft.model import belonging, families
 from graft.model.base import dense, fingerprint, master_dtype, storage
 from graft.model.fold import stations, tied_to, why_not
 from graft.model.ground import ground
-from graft.model.load_adapter import check_base
 from graft.model.sums import Sum, weighted
 from graft.site import Site
 
@@ -65,7 +64,8 @@ def combine(model: Any, adapters: Sequence[Adapter | str | Path], weights: Seque
 def read(model: Any, folder: Path) -> Adapter:
     """The adapter in a folder, if it was made for this base."""
     adapter = formats.read(folder, ground(model))
-    check_base(adapter, fingerprint(model, replaced(adapter.parts)), storage(model), str(folder))
+    whole = replaced(adapter.parts)
+    belonging.check(adapter, model, fingerprint(model, whole), whole, f"the adapter in {folder}")
     return adapter
 
 

@@ -5,7 +5,7 @@ values (a prompt's are computed once, under its own adapter's other parts). Slot
 again when it has been trained. Loading one adapter touches no other, and costs the same however many are there.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 import torch.nn as nn
@@ -16,8 +16,8 @@ from graft.adapter import Adapter
 from graft.errors import AdapterError
 from graft.forms import Affine, Replacement, VirtualTokens
 from graft.method import Tensors, makes
-from graft.model import families
-from graft.model.base import ModuleBase, master_dtype
+from graft.model import belonging, families
+from graft.model.base import ModuleBase, fingerprint, master_dtype
 from graft.model.slots import Station, borrows, ordered
 from graft.model.twin import shared, twin_of
 from graft.model.virtual_tokens import side_by_side
@@ -44,6 +44,7 @@ class Routes:
         self.state: object = None
         self.bases: dict[Site, ModuleBase] = {}  # each place's, with what it has computed once
         self.master = master_dtype(self.model)
+        self.marks: dict[frozenset[str], str] = {}  # fingerprints, by the modules that are left out
 
     @property
     def names(self) -> list[str]:
@@ -52,7 +53,7 @@ class Routes:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def add(self, name: str, adapter: Adapter, *, replace: bool = False) -> None:
+    def add(self, name: str, adapter: Adapter, *, replace: bool = False, what: str = "the adapter") -> None:
         """Load an adapter under a name. Raises AdapterError, and changes nothing, on a name taken or a tensor that does not fit."""
         if name == LIVE or (name in self.numbers and not replace):
             raise AdapterError(f"adapter name {name!r} is taken: choose another")
@@ -60,9 +61,17 @@ class Routes:
         taken = set(self.numbers.values())
         number = self.numbers.get(name) or next(n for n in range(LIVE_SLOT + 1, len(taken) + 2) if n not in taken)
         self.fill(number, adapter)
+        belonging.say_inert([(method, self.based(places)) for method, places in adapter.parts], what)
         self.numbers[name], self.loaded[name] = number, adapter
         if self.rows is not None and name in self.rows:
             self.lay_out()
+
+    def belongs(self, adapter: Adapter, what: str) -> None:
+        """Raise AdapterError if an adapter was made for another base. The base is frozen: each fingerprint is taken once."""
+        whole = adapters.replaced(adapter.parts)
+        if adapter.fingerprint and whole not in self.marks:
+            self.marks[whole] = fingerprint(self.model, whole)
+        belonging.check(adapter, self.model, self.marks.get(whole, ""), whole, what)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -154,6 +163,10 @@ class Routes:
                     station = Station(method, site, self.bases[site], {})
                     found.setdefault(site.path, []).append((station, self.moved(tensors)))
         return found
+
+    def based(self, places: Mapping[Site, Tensors]) -> Iterator[tuple[Tensors, ModuleBase]]:
+        """A part's tensors and bases, one place after another."""
+        return ((self.moved(tensors), self.bases[site]) for site, tensors in places.items())
 
     def moved(self, tensors: Tensors) -> Tensors:
         """Tensors on the model's device, in master precision."""
