@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True` and a tied layer is part:UserWarning"),
     pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True` as embedding layers found:UserWarning"),
     pytest.mark.filterwarnings("ignore:You have requested `ensure_weight_tying`, but no tied modules:UserWarning"),
-    pytest.mark.filterwarnings("ignore:The following rank_pattern keys did not match:RuntimeWarning"),  # AdaLoRA's never do
+    pytest.mark.filterwarnings("ignore:The following .*_pattern keys did not match:RuntimeWarning"),  # AdaLoRA's never do
     pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning"),  # what LN_TUNING says of every norm
     pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed but the targeted layer"),  # that has no bias, so peft cannot merge
     pytest.mark.filterwarnings("ignore:Adapter 'default'. .* LoRA tensor.s. have invalid shape"),  # of the bias of lora_B
@@ -194,7 +194,7 @@ THEIRS = {
             **LORA,
             target_modules=["q_proj", "v_proj", "down_proj"],
             rank_pattern={"q_proj": 5, "layers.1.mlp.down_proj": 2},
-            alpha_pattern={"v_proj": 7, r".*layers\.0\.[a-z_]+\.q_proj": 2},
+            alpha_pattern={"q": 9, "v_proj": 7, r".*layers\.0\.[a-z_]+\.q_proj": 2},
         ),
     ),
     "rslora_patterns": (

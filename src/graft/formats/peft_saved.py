@@ -37,12 +37,7 @@ def saved_names(config: dict[str, Any]) -> list[str]:
 
 def excluded(config: dict[str, Any], path: str) -> bool:
     """Whether a module is saved as a whole, or lies in one that is, and therefore no target."""
-    return shadowed(saved_names(config), path)
-
-
-def shadowed(names: Sequence[str], path: str) -> bool:
-    """Whether PEFT takes a module for one of those that these names save."""
-    return any(re.match(rf"(^|.*\.){re.escape(name)}($|\..*)", path) for name in names)
+    return any(re.match(rf"(^|.*\.){re.escape(name)}($|\..*)", path) for name in saved_names(config))
 
 
 def holders(path: str, names: Sequence[str]) -> list[str]:
@@ -113,9 +108,7 @@ def fields(chosen: Sequence[Site], main: Sequence[Site], ground: Ground, *, tyin
     shortest = cover(paths, [site.path for site in ground.modules])
     tops = list(dict.fromkeys(path.split(".")[0] for path in paths))  # a RoBERTa head of two modules is one to PEFT
     for names in (tops, shortest, paths):
-        held = [holders(site.path, names) for site in ground.modules]
-        exact = {site for site, found in zip(ground.modules, held, strict=True) if found} == set(chosen)
-        if exact and max(map(len, held)) == 1 and not any(shadowed(names, site.path) for site in main):
+        if {site for site in ground.modules if holders(site.path, names)} == set(chosen):
             return {"modules_to_save": names} | ({"ensure_weight_tying": True} if follow else {})
     return None
 
