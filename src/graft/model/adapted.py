@@ -16,13 +16,14 @@ from graft import adapter as adapters
 from graft import formats
 from graft.adapter import Adapter
 from graft.errors import AdapterError
-from graft.forms import Affine, VirtualTokens, why_unmergeable
+from graft.forms import VirtualTokens
 from graft.method import Finishing, Method, Tensors, makes
 from graft.model import belonging, families, speech
 from graft.model.base import ModuleBase, fingerprint, master_dtype
+from graft.model.fold import why_not
 from graft.model.ground import ground
 from graft.model.routes import Routes
-from graft.model.slots import OWN, Slot, Station, borrows
+from graft.model.slots import Slot, Station, borrows
 from graft.model.virtual_tokens import Doorway
 from graft.model.wiring import Wiring
 from graft.site import Site
@@ -124,15 +125,7 @@ class Adapted:
     @property
     def mergeable(self) -> str:
         """The reason why the adapter cannot be merged into the base's weights; empty if it can."""
-        for part in self.held:
-            for station, holder in part:
-                form = station.method.form(station.tensors(holder), station.base)
-                reason = why_unmergeable(form)
-                if not reason and isinstance(form, Affine) and station.source(form) != OWN:
-                    reason = "it reads another module's input"
-                if reason:
-                    return f"{station.method.kind} cannot be merged: {reason}"
-        return ""
+        return why_not({"": [(station, station.tensors(holder)) for part in self.held for station, holder in part]})
 
     # several adapters
 

@@ -34,7 +34,7 @@ def stations(model: Any, adapter: Adapter) -> dict[str, Here]:
     return found
 
 
-def why_not(found: dict[str, Here]) -> str:
+def why_not(found: Mapping[str, Here]) -> str:
     """The reason why an adapter cannot become part of the base's weights; empty if it can."""
     for here in found.values():
         for station, tensors in here:
