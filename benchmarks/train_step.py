@@ -50,6 +50,8 @@ def graft_row(model, name, rank, dropout):
         "bottleneck": graft.Bottleneck(size=64),
         "prefix": graft.Prefix(n=20),
         "prompt": graft.Prompt(n=20, init_embeds="random"),
+        "bias": graft.BiasOnly(add=True),
+        "last-k": graft.Selective("last", k=2),
     }
     method = made.get(name) or METHODS[name]
     return graft.adapt(model, method).parameters()
@@ -123,13 +125,25 @@ def measure(options):
         for value in trained:
             value.grad = None
     peak = torch.cuda.max_memory_allocated() if cuda else 0
+    kernels = profiled(runs, batches[-1], trained) if options.profile and cuda else {}
     return {
         "ms": statistics.median(times[WARM:]),
         "all_ms": times[WARM:],
         "peak_bytes": peak,
         "cold_s": cold,
         "trained": sum(v.numel() for v in trained),
-    }
+    } | kernels
+
+
+def profiled(runs, ids, trained):
+    """Where the time of one step goes: milliseconds and calls of each kernel, the longest first, and the sum of all."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        runs(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        torch.cuda.synchronize()
+    for value in trained:
+        value.grad = None
+    found = sorted(((e.self_device_time_total / 1000, e.count, e.key[:120]) for e in profile.key_averages()), reverse=True)
+    return {"kernels": [entry for entry in found[:40] if entry[0] > 0], "kernels_ms": sum(entry[0] for entry in found)}
 
 
 def main():
@@ -140,6 +154,7 @@ def main():
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="also say where the time goes, kernel by kernel")
     parser.add_argument(
         "--rows",
         nargs="+",
@@ -177,7 +192,7 @@ def main():
         "--dropout",
         options.dropout,
     ]
-    own += ["--checkpointing"] if options.checkpointing else []
+    own += [f"--{name}" for name in ("checkpointing", "profile") if getattr(options, name)]
     rows = {}
     for name in options.rows:
         done = subprocess.run([sys.executable, __file__, *map(str, own), "--row", name], capture_output=True, text=True)
