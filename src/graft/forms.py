@@ -2,6 +2,7 @@
 
     Affine          y  = base(i*x)                                    base is the module itself, its bias included
                     y' = c*y + act(drop(x') A^T + a) B^T + b          x' = i*x, or y itself where the form reads y
+                    y' = c*(y + act(drop(x') A^T + a) B^T) + b        where c scales the sum
                     y' = base(x + act(drop(y) A^T + a) B^T + b)       where it reads y and adds to x
     Replacement     the module is exchanged for a trained twin of the same class
     VirtualTokens   n positions before the text: keys and values of every layer, or embeddings
@@ -36,6 +37,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class Affine:
     """Shapes: c [out], i [in], A [r, in] (or [r, out] where the form reads y), a [r], B [out, r], b [out].
 
+    `reads`: "x" or "y"; `adds`: to "y" or "x"; `scales`: c scales "y", or the "sum" of y and the branch.
     At an embedding x is integer ids [...], and `A` [r, vocabulary] is looked up instead of multiplied.
     """
 
@@ -48,6 +50,7 @@ class Affine:
     act: str = "identity"
     reads: str = "x"
     adds: str = "y"
+    scales: str = "y"
     dropout: float = 0.0
 
     def tensors(self) -> dict[str, Tensor]:
@@ -84,23 +87,43 @@ def is_idle(form: Form) -> bool:
     return scales and branch and (form.b is None or bool((form.b.abs() < 1e-6).all()))
 
 
+def apart(form: Affine) -> Affine:
+    """The same form with a c that scales y alone: B' = diag(c) B."""
+    if form.scales == "y":
+        return form
+    B = form.B if form.c is None or form.B is None else form.c[:, None] * form.B
+    return replace(form, B=B, scales="y")
+
+
 def cast(form: Affine, dtype: torch.dtype) -> Affine:
-    """The form with every tensor in `dtype`: the one place where master precision becomes compute precision."""
+    """The form with every tensor in `dtype`."""
     changed: dict[str, Any] = {name: value.to(dtype) for name, value in form.tensors().items()}
     return replace(form, **changed)
 
 
 def run(form: Affine, source: Tensor, target: Tensor, *, training: bool = False) -> Tensor:
-    """c * target [..., out] + the branch of source [..., in] (or ids [...]) + b.
+    """c * target [..., out] + the branch of source [..., in] (or ids [...]) + b, in the dtype of target.
 
-    `source` is what the form reads, scaled by i already, and `target` what it adds to: of a module's x and y.
+    `source` is what the form reads, scaled by i already, and `target` what it adds to: of a module's x and y. Tensors in master precision
+    become compute precision here, all but the scales.
     """
-    out = target if form.c is None else target * form.c
+    dtype = target.dtype
+    out = target if form.scales == "sum" else scaled(target, form.c)
     if form.A is not None and form.B is not None:
-        h = project(source, form.A, form.dropout if training else 0.0)
-        h = h if form.a is None else h + form.a
-        out = out + F.linear(ACTIVATIONS[form.act](h), form.B)
-    return out if form.b is None else out + form.b
+        h = project(source, form.A.to(dtype), form.dropout if training else 0.0)
+        h = h if form.a is None else h + form.a.to(dtype)
+        out = out + F.linear(ACTIVATIONS[form.act](h), form.B.to(dtype))
+    return shifted(scaled(out, form.c) if form.scales == "sum" else out, form.b)
+
+
+def scaled(value: Tensor, scale: Tensor | None) -> Tensor:
+    """scale * value in the dtype of value, rounded once: half precision holds no scale closer to 1 than 1 +- 0.004."""
+    return value if scale is None else (value * scale).to(value.dtype)
+
+
+def shifted(value: Tensor, b: Tensor | None) -> Tensor:
+    """value + b, in the dtype of value."""
+    return value if b is None else value + b.to(value.dtype)
 
 
 def project(source: Tensor, A: Tensor, dropout: float = 0.0) -> Tensor:
@@ -128,6 +151,7 @@ def join(forms: Sequence[Affine]) -> Affine:
     """Forms that meet on one module and read the same tensor, as one: branches side by side, b summed, c and i multiplied."""
     if len(forms) == 1:
         return forms[0]
+    forms = [apart(form) for form in forms]
     if any(form.adds == "x" for form in forms):
         raise AdapterError("an adapter at the norm that ends a post-norm block runs that norm again: nothing else can act there")
     branches = [form for form in forms if form.A is not None]
@@ -173,7 +197,7 @@ def merged(form: Affine, weight: Tensor | None, bias: Tensor | None) -> tuple[Te
     `weight` [out, in] or None where the module is no linear map (a norm); `bias` [out] or None. Raises AdapterError where a merge
     does not exist.
     """
-    reason = why_unmergeable(form)
+    form, reason = apart(form), why_unmergeable(form)
     if reason or (weight is None and not (form.A is None and form.i is None and form.c is None)):
         raise AdapterError(f"this adapter cannot be merged: {reason or 'the module has no weight matrix'}")
     if weight is not None:

@@ -43,8 +43,8 @@ class Base(Protocol):
     def row_norms_sq(self) -> Tensor:
         """Squared L2 norm of each row of the weight, [out], in master precision, computed once."""
 
-    def times(self, A: Tensor) -> Tensor:
-        """W A^T: A [r, in] -> [out, r], computed in the base's dtype, returned in A's."""
+    def row_norms(self, A: Tensor, B: Tensor) -> Tensor:
+        """L2 norms of the rows of W + B A, [out], detached, in master precision: A [r, in], B [out, r]. No dense sum is made."""
 
     def parameters(self) -> Tensors:
         """The module's own parameters, in its layout, dequantised."""

@@ -14,7 +14,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from graft.forms import ACTIVATIONS, Affine, project
+from graft.forms import ACTIVATIONS, Affine, apart, project, scaled, shifted
 
 CODES = tuple(ACTIVATIONS)
 ROWS = {"c": 1.0, "i": 1.0, "b": 0.0}
@@ -55,12 +55,14 @@ class Pack(nn.Module):
     def load(self, slot: int, form: Affine) -> None:
         """Put a form into a slot (below the number of slots), in place of what is there."""
         self.free(slot)
+        form = apart(form)
         for name, neutral in ROWS.items():
             value = getattr(form, name)
             if value is not None:
                 if getattr(self, name) is None:
-                    setattr(self, name, self.A.new_full((len(self.held), len(value)), neutral))
-                getattr(self, name)[slot] = value.to(self.A.dtype)
+                    dtype = self.A.dtype if name == "b" else torch.promote_types(self.A.dtype, torch.float32)
+                    setattr(self, name, self.A.new_full((len(self.held), len(value)), neutral, dtype=dtype))
+                getattr(self, name)[slot] = value.to(getattr(self, name).dtype)
         if form.A is not None and form.B is not None:
             own = self.take(slot, form.A, form.B)
             self.A[own], self.B[:, own] = form.A.to(self.A.dtype), form.B.to(self.A.dtype)
@@ -118,20 +120,20 @@ class Pack(nn.Module):
 
     def scaled(self, s: Tensor, x: Tensor) -> Tensor:
         """x' = i[s] * x, or x itself where no adapter scales inputs."""
-        return x if self.i is None else x * self.i[s]
+        return x if self.i is None else scaled(x, self.i[s])
 
     def forward(self, s: Tensor, source: Tensor, y: Tensor) -> Tensor:
         """s broadcasts to y's leading dimensions; source is x' [..., in], ids [...], or y; y [..., out] -> y' [..., out].
 
         Where the forms add to x, x stands for y and the output of the base for source.
         """
-        out = y if self.c is None else y * self.c[s]
+        out = y if self.c is None else scaled(y, self.c[s])
         if self.has("A"):
             h = project(source, self.A)
             h = self.activated(h + self.a if self.has("a") else h)
             h = torch.where(self.of == s[..., None], h, 0)  # no product with 0: what overflows in one adapter is nothing to another
             out = out + F.linear(h, self.B)
-        return out if self.b is None else out + self.b[s]
+        return out if self.b is None else shifted(out, self.b[s])
 
     def activated(self, h: Tensor) -> Tensor:
         """Each column of h [..., columns] through its own activation."""

@@ -1,8 +1,7 @@
 """DoRA: y = m (W + s B A) x / ‖W + s B A‖ per output row, the norm detached. Liu et al. 2024, arXiv:2402.09353.
 
-Shapes: A [r, in], B [out, r], magnitude [out]. The norm is never taken of a dense sum:
-‖W + sBA‖² = ‖W‖² + 2 s ⟨W A^T, B⟩ + s² rowsum((B (A A^T)) ∘ B), with ‖W‖² cached in master precision; the magnitude starts from the
-same bits, so that a fresh adapter's c = m / norm is exactly 1. The base's bias b0 is not scaled: c*(Wx + b0) + (1-c)*b0.
+Shapes: A [r, in], B [out, r], magnitude [out]. The norm is the base's `row_norms`,
+never taken of a dense sum; the magnitude starts from the same bits, so that a fresh adapter's c = m / norm is exactly 1. The base's bias b0 is not scaled: c*(Wx + b0) + (1-c)*b0.
 At an embedding W is [d, vocabulary], so that a row's norm is over the vocabulary, as HF PEFT has it.
 With dropout the branch alone is dropped: c*(Wx + s B A drop(x)), which needs no second product with W.
 """
@@ -11,7 +10,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from graft.forms import Affine
 from graft.method import Base, Shapes, Tensors, matches
@@ -47,20 +45,12 @@ class DoRA:
         return low_rank(self.as_lora(), site, rng) | {"magnitude": base.row_norms_sq.sqrt()}
 
     def form(self, tensors: Tensors, base: Base) -> Affine:
-        """c = m / norm, A, c s B (with the gain of a module that scales its product), and b = (1 - c) b0."""
+        """c = m / norm, A, s B (with the gain of a module that scales its product), and b = (1 - c) b0; c scales the sum."""
         A, B = tensors["A"], tensors["B"] * scale(self.as_lora())
-        c = tensors["magnitude"] / norm(A, B, base)
+        c = tensors["magnitude"] / base.row_norms(A, B)
         b = None if base.bias is None else (1 - c) * base.bias.to(c.dtype)
-        return Affine(c=c, A=A, B=c[:, None] * B if base.gain == 1 else c[:, None] * B * base.gain, b=b, dropout=self.dropout)
+        return Affine(c=c, A=A, B=B if base.gain == 1 else B * base.gain, b=b, dropout=self.dropout, scales="sum")
 
     def as_lora(self) -> LoRA:
         """The low-rank part's config."""
         return LoRA(self.r, self.alpha, self.targets, self.dropout, self.rslora, self.init_A)
-
-
-@torch.no_grad()
-def norm(A: Tensor, B: Tensor, base: Base) -> Tensor:
-    """‖W + B A‖ per output row, [out], B with its scale in it; W's square is cached and no dense sum is made."""
-    cross = (base.times(A) * B).sum(1)
-    square = ((B @ (A @ A.t())) * B).sum(1)
-    return (base.row_norms_sq + 2 * cross + square).clamp_min(0).sqrt()

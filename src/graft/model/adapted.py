@@ -21,6 +21,7 @@ from graft.method import Finishing, Method, Tensors, makes
 from graft.model import belonging, families, speech
 from graft.model.base import ModuleBase, fingerprint, master_dtype
 from graft.model.fold import why_not
+from graft.model.fused import Fused, Ran
 from graft.model.ground import ground
 from graft.model.routes import Routes
 from graft.model.slots import Slot, Station, borrows
@@ -57,6 +58,7 @@ class Adapted:
         wiring.follow()
         wiring.attach()
         self.routes = Routes(wiring)
+        self.fused: Fused | None = None
 
     def hold(self, number: int, method: Method, site: Site, values: Tensors) -> tuple[Station, Slot | Doorway]:
         """Give one part's tensors at one site their place."""
@@ -71,6 +73,7 @@ class Adapted:
     def detach(self) -> Any:
         """Take everything off again; the model is what it was before, to the bit. Returns it."""
         self.refuse_merged("detached")
+        self.unfuse()
         self.route(None)
         self.wiring.detach()
         return self.model
@@ -79,6 +82,33 @@ class Adapted:
         """Raise AdapterError while an adapter is merged: all that is known of the others is about the bare base."""
         if self.undo is not None:
             raise AdapterError(f"nothing can be {done} while an adapter is merged into the base's weights: graft.unmerge(adapted) first")
+
+    # how fast it runs
+
+    def fuse(self, *, strict: bool = False, layout: str = "auto") -> list[Ran]:
+        """Run low-rank branches and the products they are added to as one, where that is possible; says what runs how.
+
+        The same to a rounding, for training above all; it holds until `unfuse`. The base's weights keep their values and may move into
+        shared memory: nothing else may hold views of them. `layout` is "auto", "pitched" or "stacked" (graft.kernels.affine). Raises
+        AdapterError with `strict` where a low-rank branch cannot be fused, and changes nothing.
+        """
+        self.refuse_merged("fused")
+        self.unfuse()
+        fused = Fused(self.wiring, layout)
+        try:
+            if strict:
+                fused.check()
+        except AdapterError:
+            fused.release()
+            raise
+        self.fused = fused
+        return fused.ran
+
+    def unfuse(self) -> None:
+        """Undo `fuse`: every weight is where a checkpoint would have put it, and its bytes are what they were."""
+        if self.fused is not None:
+            self.fused.release()
+            self.fused = None
 
     # what it is made of
 

@@ -5,7 +5,7 @@ Everything here hides the module's kind: a Linear, a transformers Conv1D (weight
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -40,6 +40,8 @@ class ModuleBase:
         self.model, self.site, self.tokenizer = model, site, tokenizer
         self.module = model.get_submodule(site.path)
         self.norms: tuple[Any, Tensor] | None = None
+        self.prepared: Tensor | None = None  # row norms made ahead of a forward, of the same A and B
+        self.preparing = False
 
     def whole(self) -> Tensor:
         """The module's weight as [out, in]."""
@@ -78,10 +80,29 @@ class ModuleBase:
             self.norms = key, self.weight.to(master_dtype(self.module)).square().sum(1)
         return self.norms[1]
 
-    def times(self, A: Tensor) -> Tensor:
-        """W A^T [out, r] by one product in the base's dtype."""
+    @torch.no_grad()
+    def row_norms(self, A: Tensor, B: Tensor) -> Tensor:
+        """[out]: ‖W + BA‖² = ‖W‖² + 2 ⟨W A^T, B⟩ + rowsum((B (A A^T)) ∘ B), with ‖W‖² cached and W A^T one product in the base's dtype.
+
+        Those made ahead of a forward (graft.model.fused) are returned while they are held.
+        """
+        if self.prepared is not None and not self.preparing:
+            return self.prepared
         weight = self.weight
-        return (weight @ A.t().to(weight.dtype)).to(A.dtype)
+        cross = ((weight @ A.t().to(weight.dtype)).to(A.dtype) * B).sum(1)
+        square = ((B @ (A @ A.t())) * B).sum(1)
+        norms = (self.row_norms_sq + 2 * cross + square).clamp_min(0).sqrt()
+        if self.preparing:
+            self.prepared = norms if self.prepared is None else self.prepared.copy_(norms)  # in place: compiled graphs read it
+        return norms
+
+    def prepare(self, ask: Callable[[], object]) -> None:
+        """Hold what `ask` makes a form ask of this base, until the next time or until `prepared` is None."""
+        self.preparing = True
+        try:
+            ask()
+        finally:
+            self.preparing = False
 
     def parameters(self) -> Tensors:
         """The module's own, copied."""

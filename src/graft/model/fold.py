@@ -13,7 +13,7 @@ from torch import Tensor
 
 from graft.adapter import Adapter
 from graft.errors import AdapterError
-from graft.forms import Affine, cast, merged, merged_bias, why_unmergeable
+from graft.forms import Affine, apart, cast, merged, merged_bias, why_unmergeable
 from graft.kernels import nf4
 from graft.method import Tensors, makes
 from graft.model.base import ModuleBase, dense, master_dtype
@@ -97,7 +97,7 @@ def folded(module: Any, form: Affine | None, trained: Tensors, dtype: torch.dtyp
     values = {name: dense(value) for name, value in module.named_parameters(recurse=False)} | trained
     made = dict(trained)
     if form is not None:
-        form = cast(form, wide(next(iter(form.tensors().values()))))
+        form = cast(apart(form), wide(next(iter(form.tensors().values()))))
         names = touched(form, {name: value.shape for name, value in values.items()})
         if "weight" in names:
             weight, gain = values["weight"], gain_of(module, own_dtype(module))

@@ -1,8 +1,8 @@
 """How a site runs: a child module `graft` of the site's module holds the trained tensors and runs the forms.
 
 The module's `forward` is overridden on the instance (not hooked: a hook cannot own the product, nor scale the input), so its class,
-its keys and its bytes stay as they are; tensors get the keys `<path>.graft.<name>`. Forms are computed from the master tensors,
-cast once to the compute dtype, and run in order: those that read the module's own input, those that read another module's input
+its keys and its bytes stay as they are; tensors get the keys `<path>.graft.<name>`. Forms are computed from the master tensors
+and run in order: those that read the module's own input, those that read another module's input
 (BERT's MLP), those that read y, those that read y and add to x, for which the module runs again.
 """
 
@@ -16,7 +16,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from graft.errors import AdapterError
-from graft.forms import Affine, Replacement, at_rows, cast, join, run
+from graft.forms import Affine, Replacement, at_rows, join, run, scaled
 from graft.method import Method, Tensors, makes
 from graft.model.base import ModuleBase
 from graft.model.routing import Cell, Routing
@@ -80,6 +80,8 @@ class Slot(nn.Module):
         self.packs = nn.ModuleDict()
         self.routed_twins: dict[int, nn.Module] = {}
         self.memo: tuple[Any, list[tuple[str, Affine]]] | None = None
+        self.group: Any = None  # the modules it runs fused with (graft.model.fused), and its place among them
+        self.place = 0
 
     def hold(self, part: int, method: Method, site: Site, base: ModuleBase, tensors: Tensors, dtype: torch.dtype) -> Station:
         """Register one part's tensors [as `shapes` says] as parameters in `dtype`."""
@@ -127,21 +129,24 @@ class Slot(nn.Module):
             self.lends.x = x
         if self.routing.slots is not None:
             return self.routed(inner, x, args, kwargs, self.routing.slots)
+        if self.group is not None:
+            y = self.group.output(self, x)
+            if y is not None:
+                return y
         twin = getattr(self, "twin", None)
         forms = self.live()
         if forms and forms[0][0] == OWN and forms[0][1].i is not None:
-            x = x * forms[0][1].i.to(x.dtype)
+            x = scaled(x, forms[0][1].i)
             args, kwargs = with_input(x, args, kwargs)
         base = inner if twin is None else twin
         out = base(*args, **kwargs)
         y = first(out)
         for source, form in forms:
-            own = cast(form, y.dtype)
             if source == X:
-                args, kwargs = with_input(run(own, y, x, training=self.training), args, kwargs)
+                args, kwargs = with_input(run(form, y, x, training=self.training), args, kwargs)
                 y = first(base(*args, **kwargs))
             else:
-                y = run(own, self.read(source, x, y), y, training=self.training)
+                y = run(form, self.read(source, x, y), y, training=self.training)
         return with_output(y, out)
 
     def read(self, source: str, x: Tensor, y: Tensor) -> Tensor:
@@ -194,6 +199,8 @@ class Slot(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or cast everything, routed twins included, and forget the forms computed so far."""
         self.memo, self.routing.stale = None, True
+        if self.group is not None:
+            self.group.release()
         for twin in self.routed_twins.values():
             twin._apply(fn)  # type: ignore[no-untyped-call]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -1,0 +1,117 @@
+"""The products of a low-rank branch, one side of which is only as wide as the ranks: operators that a compiler takes as they are.
+
+    project_    S = drop(x) A^T             into the tail of x's own rows
+    pull_       dS_j = dY_j B_j             into the tail of dY's rows, and dB_j = dY_j^T S_j in the same reading of dY
+    outer       dA = dS^T drop(x)
+    push_       dX += drop'(dS A)           the way back through the dropout
+
+x [T, in + p] and dY [T, Σ out + p] have tails of p columns for what is R = Σ r wide; all sums are taken in float32 or wider. On CUDA these
+are Triton kernels (graft.kernels.affine.tiles), which read each wide operand once; elsewhere they are torch's own products.
+"""
+
+import importlib.util
+
+import torch
+from torch import Tensor
+
+TRITON = importlib.util.find_spec("triton") is not None
+if TRITON:
+    from graft.kernels.affine import tiles
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The precision of sums and of gradients of master tensors: float32, float64 for float64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def drop(x: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
+    """x [T, in] with a share of its values dropped and the rest scaled, as decided by `seed` alone; x itself without dropout."""
+    if not dropout or seed is None:
+        return x
+    generator = torch.Generator(x.device).manual_seed(int(seed))
+    kept = torch.rand(x.shape, generator=generator, device=x.device) >= dropout
+    return x * kept.to(x.dtype).div_(1 - dropout)
+
+
+def fused(value: Tensor) -> bool:
+    """Whether the Triton kernels run on this tensor."""
+    return TRITON and tiles.takes(value)
+
+
+def write(buffer: Tensor, As: list[Tensor], Bs: list[Tensor]) -> None:
+    """Put A_j [r_j, in] below the weights of a pitched buffer and B_j [out_j, r_j] beside each, in the buffer's dtype."""
+    if fused(buffer):
+        return tiles.write(buffer, As, Bs)
+    width, row, column = As[0].shape[1], 0, 0
+    bottom = sum(len(B) for B in Bs)
+    for A, B in zip(As, Bs, strict=True):
+        buffer[bottom + column : bottom + column + len(A), :width] = A
+        buffer[row : row + len(B), width + column : width + column + len(A)] = B
+        row, column = row + len(B), column + len(A)
+
+
+@torch.library.custom_op("graft::project_", mutates_args=("xs",))
+def project_(xs: Tensor, A: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
+    """S [T, R] = drop(x) A^T of xs = [x, tail] [T, in + p] and A [R, in]; the tail becomes [S, 0]."""
+    if fused(xs):
+        return tiles.project_(xs, A, dropout, seed)
+    width, ranks = A.shape[1], A.shape[0]
+    S = drop(xs[:, :width], dropout, seed) @ A.t()
+    xs[:, width : width + ranks] = S
+    xs[:, width + ranks :] = 0
+    return S
+
+
+@project_.register_fake
+def _(xs: Tensor, A: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
+    return xs.new_empty(xs.shape[0], A.shape[0])
+
+
+@torch.library.custom_op("graft::pull_", mutates_args=("dys",))
+def pull_(dys: Tensor, S: Tensor, B: Tensor, outputs: list[int], ranks: list[int]) -> tuple[Tensor, Tensor]:
+    """dS [T, R] and dB [Σ out, max r] of dys = [dY_1, ..., tail] [T, Σ out + p], S [T, R] and B [Σ out, R], whose blocks off the
+    diagonal count as 0; the tail becomes [dS, 0].
+    """
+    if fused(dys):
+        return tiles.pull_(dys, S, B, outputs, ranks)
+    dS, dB = torch.empty_like(S), B.new_zeros(sum(outputs), max(ranks), dtype=wide(dys.dtype))
+    row = column = 0
+    for outs, r in zip(outputs, ranks, strict=True):
+        dY, own = dys[:, row : row + outs], slice(column, column + r)
+        dS[:, own] = dY @ B[row : row + outs, own]
+        dB[row : row + outs, :r] = dY.t() @ S[:, own]
+        row, column = row + outs, column + r
+    dys[:, row : row + column] = dS
+    dys[:, row + column :] = 0
+    return dS, dB
+
+
+@pull_.register_fake
+def _(dys: Tensor, S: Tensor, B: Tensor, outputs: list[int], ranks: list[int]) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(S), B.new_empty(sum(outputs), max(ranks), dtype=wide(dys.dtype))
+
+
+@torch.library.custom_op("graft::outer", mutates_args=())
+def outer(dS: Tensor, x: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
+    """dA [R, in] = dS^T drop(x) of dS [T, R] and x [T, in], in float32 or wider."""
+    if fused(x):
+        return tiles.outer(dS, x, dropout, seed)
+    return (dS.t() @ drop(x, dropout, seed)).to(wide(x.dtype))
+
+
+@outer.register_fake
+def _(dS: Tensor, x: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
+    return x.new_empty(dS.shape[1], x.shape[1], dtype=wide(x.dtype))
+
+
+@torch.library.custom_op("graft::push_", mutates_args=("dx",))
+def push_(dx: Tensor, dS: Tensor, A: Tensor, dropout: float, seed: Tensor | None) -> None:
+    """dx [T, in] += what reaches x of dS A through the dropout: dS [T, R], A [R, in]."""
+    if fused(dx):
+        return tiles.push_(dx, dS, A, dropout, seed)
+    dx += drop(dS @ A, dropout, seed)
+
+
+@push_.register_fake
+def _(dx: Tensor, dS: Tensor, A: Tensor, dropout: float, seed: Tensor | None) -> None:
+    return None

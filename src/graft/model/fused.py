@@ -1,0 +1,175 @@
+"""Fusing: modules whose input is the same, their low-rank branches and their base products, as one (graft.kernels.affine).
+
+A *group* is the query, key and value projection of a layer, or gate and up, or a linear map alone. The first of its modules to run gives
+the outputs of all; the others, called with the very same tensor, take theirs. Before each forward the branches are written where the
+kernels read them, in the dtype they are computed in, and what a form asks of its base (DoRA's norms) is made ahead: once for a forward,
+however often checkpointing runs a layer. Gradients flow through the forms themselves, so a method knows nothing of all this.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from graft.errors import AdapterError
+from graft.forms import Affine, scaled, shifted
+from graft.kernels import nf4
+from graft.kernels.affine import laid_out
+from graft.model.replay import Replay
+from graft.model.slots import OWN, Slot
+from graft.model.wiring import Wiring
+from graft.site import LINEAR
+
+TOGETHER = (("query", "key", "value"), ("gate", "up"))
+"""Roles whose modules read one tensor."""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How the forms of one module run: `how` is a layout's name, or "apart" with the reason."""
+
+    path: str
+    how: str
+    reason: str = ""
+
+
+class Group:
+    """Linear maps that read the same tensor."""
+
+    def __init__(self, slots: Sequence[Slot], modules: Sequence[Any], layout: str) -> None:
+        self.slots, self.modules = list(slots), list(modules)
+        forms = self.forms()
+        self.dropout = forms[0].dropout
+        ranks = [0 if form.A is None else len(form.A) for form in forms]
+        self.maps = laid_out([module.weight.detach() for module in modules], ranks, layout)
+        for number, (slot, module, view) in enumerate(zip(self.slots, modules, self.maps.views(), strict=True)):
+            slot.group, slot.place = self, number
+            module.weight.data = view
+        self.x: Tensor | None = None
+        self.ready: dict[int, Tensor] = {}  # outputs not yet taken, of this x
+
+    def release(self) -> None:
+        """Give the modules their weights back, each in memory of its own."""
+        for slot, module in zip(self.slots, self.modules, strict=True):
+            slot.group = None
+            module.weight.data = module.weight.data.clone(memory_format=torch.contiguous_format)
+            for station in slot.stations:
+                station.base.prepared = None
+        self.slots = []
+
+    def forms(self) -> list[Affine]:
+        """The one form of each module."""
+        return [slot.live()[0][1] for slot in self.slots]
+
+    @torch.no_grad()
+    def prepare(self) -> None:
+        """Write the branches as they are now, and make the norms ahead."""
+        for slot in self.slots:
+            for station in slot.stations:
+                station.base.prepare(lambda station=station, slot=slot: station.method.form(slot.own(station), station.base))
+        if self.slots:
+            self.maps.write([pair(form) for form in self.forms()])
+
+    def output(self, slot: Slot, x: Tensor) -> Tensor | None:
+        """y' [..., out] of one module for x [..., in]; None for one that is called with another tensor than the first was."""
+        if slot.place and self.x is x:
+            y = self.ready.pop(slot.place)
+            self.x = x if self.ready else None
+            return y
+        if slot.place:
+            return None
+        forms, drops = self.forms(), self.dropout if slot.training else 0.0
+        seed = torch.randint(2**31 - 1, (), device=x.device) if drops else None
+        ys = self.maps.run(x, [module.bias for module in self.modules], [pair(form) for form in forms], drops, seed)
+        ys = [shifted(scaled(y, form.c), form.b) for y, form in zip(ys, forms, strict=True)]
+        self.x, self.ready = (x, dict(enumerate(ys[1:], 1))) if len(ys) > 1 else (None, {})
+        return ys[0]
+
+
+def pair(form: Affine) -> tuple[Tensor, Tensor]:
+    """A [r, in] and B [out, r] of a form that has them."""
+    if form.A is None or form.B is None:
+        raise AdapterError("a form without a branch was fused")
+    return form.A, form.B
+
+
+class Fused:
+    """All groups of one adapted model."""
+
+    def __init__(self, wiring: Wiring, layout: str = "auto") -> None:
+        self.wiring, self.groups, self.ran = wiring, list[Group](), list[Ran]()
+        for paths in together(wiring):
+            apart = {path: reason for path in paths if (reason := why_apart(wiring, path))}
+            self.ran += [Ran(path, "apart", reason) for path, reason in apart.items()]
+            for same in alike(wiring, [path for path in paths if path not in apart]):
+                modules = [wiring.model.get_submodule(path) for path in same]
+                self.groups.append(Group([wiring.slots[path] for path in same], modules, layout))
+                self.ran += [Ran(path, type(self.groups[-1].maps).__name__.lower()) for path in same]
+        self.state: object = None
+        self.replay = Replay(self.write)
+        self.handle = wiring.model.register_forward_pre_hook(self.before)
+
+    def before(self, model: Any, args: Any) -> None:
+        """Prepare what may have changed since the last forward: with gradients anything, since a fused optimizer leaves no trace."""
+        state = None if torch.is_grad_enabled() else [(value.data_ptr(), value._version) for value in self.trained()]
+        if state is None or state != self.state:
+            self.replay(self.trained())
+        self.state = state
+
+    def trained(self) -> Iterator[nn.Parameter]:
+        """The parameters of all groups."""
+        return (value for group in self.groups for slot in group.slots for value in slot.parameters())
+
+    def write(self) -> None:
+        """Prepare every group."""
+        for group in self.groups:
+            group.prepare()
+
+    def release(self) -> None:
+        """Undo everything."""
+        self.handle.remove()
+        for group in self.groups:
+            group.release()
+
+    def check(self) -> None:
+        """Raise AdapterError if a low-rank branch does not run fused, naming the first and the reason."""
+        for ran in self.ran:
+            if ran.how == "apart":
+                raise AdapterError(f"{ran.path} does not run fused: {ran.reason}")
+
+
+def together(wiring: Wiring) -> Iterator[list[str]]:
+    """The paths of slots with a low-rank branch that read their own module's input, those that share it together."""
+    found: dict[object, list[str]] = {}
+    for path, slot in wiring.slots.items():
+        sites = [station.site for station in slot.stations if station.affine]
+        if any(form.A is not None and source == OWN for source, form in slot.live()) and sites:
+            shared = [number for number, roles in enumerate(TOGETHER) if sites[0].role in roles and sites[0].rows is None]
+            found.setdefault((sites[0].layer, path.rpartition(".")[0], shared[0]) if shared else path, []).append(path)
+    yield from found.values()
+
+
+def alike(wiring: Wiring, paths: list[str]) -> Iterator[list[str]]:
+    """Those of them that drop alike, in the order in which they run."""
+    rates = {path: wiring.slots[path].live()[0][1].dropout for path in paths}
+    for rate in dict.fromkeys(rates.values()):
+        yield [path for path in paths if rates[path] == rate]
+
+
+def why_apart(wiring: Wiring, path: str) -> str:
+    """The reason why a module's form cannot be fused; "" if it can."""
+    slot, module = wiring.slots[path], wiring.model.get_submodule(path)
+    forms = slot.live()
+    form = forms[0][1]
+    if type(module) is not nn.Linear or not any(site.role in LINEAR for site in (station.site for station in slot.stations)):
+        return f"it is no plain linear map of a layer but a {type(module).__name__}"
+    if nf4.is_packed(module.weight):
+        return "its weight is in 4 bits"
+    if len(forms) > 1 or hasattr(slot, "twin"):
+        return "other forms act there too"
+    if form.i is not None or form.a is not None or form.act != "identity" or (form.c is not None and form.scales == "y"):
+        return "its form is not a low-rank product with at most one scale of the sum"
+    return ""

@@ -1,0 +1,40 @@
+"""Replay: work on the device that is the same each time, recorded once as a CUDA graph, so that a step does not wait for its launches.
+
+Hundreds of small kernels that the host launches one by one take longer than they run. On other devices the work is simply done.
+"""
+
+import copy
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+
+class Replay:
+    """`work` reads and writes tensors that stay where they are; it is recorded anew when one that it is given has moved."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.work = work
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.places: list[int] = []
+
+    def __call__(self, tensors: Iterable[Tensor]) -> None:
+        """Do the work, which depends on these tensors."""
+        found = list(tensors)
+        places = [value.data_ptr() for value in found]
+        if self.graph is None or places != self.places:
+            self.work()
+            self.graph, self.places = self.recorded() if found and found[0].is_cuda else None, places
+        else:
+            self.graph.replay()
+
+    def recorded(self) -> torch.cuda.CUDAGraph:
+        """The work as a graph."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self.work()
+        return graph
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "Replay":
+        """A copy records its own."""
+        return Replay(copy.deepcopy(self.work, memo))

@@ -1,0 +1,84 @@
+"""The Triton kernels of the skinny products under Triton's interpreter, against torch's products; run as a process of its own."""
+
+import itertools
+
+import torch
+
+from graft.kernels.affine import skinny, tiles
+
+torch.use_deterministic_algorithms(True)  # memory that nobody has written to is NaN
+SEED = torch.tensor(11)
+
+
+def plain(operator, *args):
+    """The operator by torch's products."""
+    takes, tiles.takes = tiles.takes, lambda value: False
+    try:
+        return operator(*args)
+    finally:
+        tiles.takes = takes
+
+
+def agree(a, b, what):
+    assert a.shape == b.shape, what
+    gap = (a - b).abs().max().item() / max(1.0, b.abs().max().item())
+    assert gap < 1e-5, f"{what}: {gap:.1e}"
+
+
+def both(operator, mutated, *rest):
+    """Results and the mutated tensor, by the kernel and by torch."""
+    ours, theirs = mutated.clone(), mutated.clone()
+    a, b = operator(ours, *rest), plain(operator, theirs, *rest)
+    flat = [list(value) if isinstance(value, tuple) else [] if value is None else [value] for value in (a, b)]
+    return [ours, *flat[0]], [theirs, *flat[1]]
+
+
+def undropped():
+    for tokens, inputs, outputs, ranks in itertools.product((1, 70), (5, 150), ((7,), (300, 33), (9, 8, 7, 6)), ((3,), (20, 5), (1, 2, 3, 4))):
+        if len(outputs) != len(ranks):
+            continue
+        total, ranked, tail = sum(outputs), sum(ranks), 32
+        A, B = torch.randn(ranked, inputs), torch.randn(total, ranked)
+        xs, dys = torch.full((tokens, inputs + tail), torch.nan), torch.full((tokens, total + tail), torch.nan)
+        xs[:, :inputs], dys[:, :total] = torch.randn(tokens, inputs), torch.randn(tokens, total)
+        S = torch.randn(tokens, ranked)
+        cases = {
+            "project_": both(skinny.project_, xs, A, 0.0, None),
+            "pull_": both(skinny.pull_, dys, S, B, list(outputs), list(ranks)),
+            "outer": ([skinny.outer(S, xs[:, :inputs], 0.0, None)], [plain(skinny.outer, S, xs[:, :inputs], 0.0, None)]),
+        }
+        for what, (ours, theirs) in cases.items():
+            for a, b in zip(ours, theirs, strict=True):
+                assert not b.isnan().any()
+                agree(a, b, f"{what} at {tokens, inputs, outputs, ranks}")
+
+
+def dropped():
+    """All four see one mask: read off `project_` with A the identity, then asked of the others."""
+    tokens, inputs, ranks, rate = 40, 24, 24, 0.3
+    x = torch.randn(tokens, inputs)
+    seen = skinny.project_(torch.cat([x, torch.zeros(tokens, 32)], 1), torch.eye(inputs), rate, SEED)
+    mask = torch.where(seen == 0, 0.0, 1 / (1 - rate))
+    assert 0.2 < (mask == 0).float().mean() < 0.4
+    agree(seen, x * mask, "project_ with dropout")
+    dS, A, dx = torch.randn(tokens, ranks), torch.randn(ranks, inputs), torch.randn(tokens, inputs)
+    agree(skinny.outer(dS, x, rate, SEED), dS.t() @ (x * mask), "outer with dropout")
+    expected = dx + (dS @ A) * mask
+    skinny.push_(dx, dS, A, rate, SEED)
+    agree(dx, expected, "push_")
+
+
+def written():
+    for outputs, ranks in (((7,), (3,)), ((40, 33, 5, 6), (2, 5, 1, 4))):
+        ours, theirs = torch.zeros(sum(outputs) + 16, 90 + 16), torch.zeros(sum(outputs) + 16, 90 + 16)
+        As, Bs = [torch.randn(r, 90) for r in ranks], [torch.randn(outs, r) for outs, r in zip(outputs, ranks, strict=True)]
+        skinny.write(ours, As, Bs)
+        plain(skinny.write, theirs, As, Bs)
+        assert torch.equal(ours, theirs)
+        assert theirs.count_nonzero() == sum(value.numel() for value in As + Bs)
+
+
+written()
+undropped()
+dropped()
+print("all agree")
