@@ -4,7 +4,7 @@ import itertools
 
 import torch
 
-from graft.kernels.affine import skinny, tiles
+from graft.kernels.affine import launch, norms, skinny
 
 torch.use_deterministic_algorithms(True)  # memory that nobody has written to is NaN
 SEED = torch.tensor(11)
@@ -12,15 +12,17 @@ SEED = torch.tensor(11)
 
 def plain(operator, *args):
     """The operator by torch's products."""
-    takes, tiles.takes = tiles.takes, lambda value: False
+    takes, launch.takes = launch.takes, lambda value: False
     try:
         return operator(*args)
     finally:
-        tiles.takes = takes
+        launch.takes = takes
 
 
 def agree(a, b, what):
     assert a.shape == b.shape, what
+    if not a.numel():
+        return
     gap = (a - b).abs().max().item() / max(1.0, b.abs().max().item())
     assert gap < 1e-5, f"{what}: {gap:.1e}"
 
@@ -44,7 +46,8 @@ def undropped():
         S = torch.randn(tokens, ranked)
         cases = {
             "project_": both(skinny.project_, xs, A, 0.0, None),
-            "pull_": both(skinny.pull_, dys, S, B, list(outputs), list(ranks)),
+            "pull_": both(skinny.pull_, dys, S, B, [], list(outputs), list(ranks)),
+            "pull_, scaled": both(skinny.pull_, dys, S, B, [torch.randn(tokens, n) for n in outputs], list(outputs), list(ranks)),
             "outer": ([skinny.outer(S, xs[:, :inputs], 0.0, None)], [plain(skinny.outer, S, xs[:, :inputs], 0.0, None)]),
         }
         for what, (ours, theirs) in cases.items():
@@ -78,7 +81,15 @@ def written():
         assert theirs.count_nonzero() == sum(value.numel() for value in As + Bs)
 
 
+def normed():
+    for outs, inputs, r in ((70, 150, 5), (33, 20, 33)):
+        W, A, B = torch.randn(outs, inputs), torch.randn(r, inputs), torch.randn(outs, r)
+        args = W, A, B, W.square().sum(1)
+        agree(norms.row_norms_sq(*args) / 100, plain(norms.row_norms_sq, *args) / 100, "row_norms_sq")
+
+
 written()
+normed()
 undropped()
 dropped()
 print("all agree")

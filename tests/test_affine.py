@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from graft.kernels.affine import LAYOUTS
+from graft.kernels.affine.norms import row_norms
 from graft.kernels.affine.reference import linears
 from graft.kernels.affine.skinny import drop
 
@@ -20,7 +21,7 @@ CASES = {
 """in, out_j, r_j, whether biased."""
 
 
-def made(case, dtype, rows=(3, 11), seed=0):
+def made(case, dtype, rows=(3, 11), seed=0, scaled=False):
     inputs, outputs, ranks, biased = CASES[case]
     generator = torch.Generator().manual_seed(seed)
 
@@ -31,7 +32,9 @@ def made(case, dtype, rows=(3, 11), seed=0):
     weights = [random(outs, inputs) / inputs**0.5 for outs in outputs]
     biases = [random(outs) if has else None for outs, has in zip(outputs, biased, strict=True)]
     pairs = [(random(r, inputs, kind=master), random(outs, r, kind=master)) for outs, r in zip(outputs, ranks, strict=True)]
-    return random(*rows, inputs), weights, biases, pairs, [random(*rows, outs) for outs in outputs]
+    if scaled:
+        pairs = [(A, B, random(len(B), kind=master)) for A, B in pairs]
+    return random(*rows, inputs), weights, biases, [(*pair, None)[:3] for pair in pairs], [random(*rows, outs) for outs in outputs]
 
 
 @pytest.fixture
@@ -45,14 +48,15 @@ def nan_filled():
 
 def gradients(run, x, pairs, grads, needs_x=True):
     x = x.clone().requires_grad_(needs_x)
-    pairs = [(A.clone().requires_grad_(), B.clone().requires_grad_()) for A, B in pairs]
+    pairs = [tuple(None if value is None else value.clone().requires_grad_() for value in pair) for pair in pairs]
     ys = run(x, pairs)
-    found = torch.autograd.grad(ys, ([x] if needs_x else []) + [value for pair in pairs for value in pair], grads)
+    leaves = [value for pair in pairs for value in pair if value is not None]
+    found = torch.autograd.grad(ys, ([x] if needs_x else []) + leaves, grads)
     return [*ys, *found]
 
 
 def laid(layout, weights, biases, pairs, dropout, seed):
-    group = LAYOUTS[layout](weights, [len(A) for A, _ in pairs])
+    group = LAYOUTS[layout](weights, [len(pair[0]) for pair in pairs])
     group.write(pairs)
     return lambda x, pairs: group.run(x, biases, pairs, dropout, seed)
 
@@ -65,11 +69,12 @@ def agree(ours, theirs, bound):
         assert gap <= bound, f"tensor {number}: relative gap {gap:.1e} > {bound:.0e}"
 
 
+@pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", CASES)
-def test_layouts_are_the_plain_version_to_a_rounding(case, layout, dropout, nan_filled):
-    x, weights, biases, pairs, grads = made(case, torch.float64)
+def test_layouts_are_the_plain_version_to_a_rounding(case, layout, dropout, scaled, nan_filled):
+    x, weights, biases, pairs, grads = made(case, torch.float64, scaled=scaled)
     seed = torch.tensor(5) if dropout else None
     run = laid(layout, weights, biases, pairs, dropout, seed)
     plain = gradients(lambda x, pairs: linears(x, weights, biases, pairs, dropout, seed), x, pairs, grads)
@@ -82,14 +87,23 @@ def test_bfloat16_is_as_close_to_the_truth_as_the_plain_version(layout, nan_fill
     """Gradients of the masters come back in float32, from sums that were not rounded on the way where a kernel can help it."""
     x, weights, biases, pairs, grads = made("query, key, value", torch.bfloat16, rows=(4, 64))
     exact = [[None if v is None else v.double() for v in values] for values in (weights, biases)]
-    doubles = [(A.to(torch.bfloat16).double(), B.to(torch.bfloat16).double()) for A, B in pairs]
+    doubles = [(A.to(torch.bfloat16).double(), B.to(torch.bfloat16).double(), None) for A, B, _ in pairs]
     truth = gradients(lambda x, pairs: linears(x, *exact, pairs), x.double(), doubles, [g.double() for g in grads])
     run = laid(layout, weights, biases, pairs, 0.0, None)
     ours = gradients(run, x, pairs, grads)
-    for value, pair in zip(ours[len(grads) + 1 :], [v for pair in pairs for v in pair], strict=True):
+    for value, pair in zip(ours[len(grads) + 1 :], [v for pair in pairs for v in pair[:2]], strict=True):
         assert value.dtype == torch.float32
         assert value.shape == pair.shape
     agree([value.double() for value in ours], truth, 1e-2)
+
+
+def test_norms_of_rows_are_those_of_the_dense_sum_and_a_row_of_zeros_scales_by_nothing():
+    W, A, B = (torch.randn(shape, dtype=torch.float64) for shape in ((30, 20), (4, 20), (30, 4)))
+    W[3] = B[3] = 0
+    norms = row_norms(W, A, B, W.square().sum(1))
+    wanted = (W + B @ A).norm(dim=1)
+    assert ((norms - wanted).abs() / wanted.clamp_min(1)).max() < 1e-13
+    assert 0 < norms[3] < 1e-100
 
 
 def test_a_share_of_the_values_is_dropped_and_the_mean_kept():

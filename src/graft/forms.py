@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from graft.errors import AdapterError
+from graft.kernels.affine.reference import scaled
 from graft.site import Rows
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -114,11 +115,6 @@ def run(form: Affine, source: Tensor, target: Tensor, *, training: bool = False)
         h = h if form.a is None else h + form.a.to(dtype)
         out = out + F.linear(ACTIVATIONS[form.act](h), form.B.to(dtype))
     return shifted(scaled(out, form.c) if form.scales == "sum" else out, form.b)
-
-
-def scaled(value: Tensor, scale: Tensor | None) -> Tensor:
-    """scale * value in the dtype of value, rounded once: half precision holds no scale closer to 1 than 1 +- 0.004."""
-    return value if scale is None else (value * scale).to(value.dtype)
 
 
 def shifted(value: Tensor, b: Tensor | None) -> Tensor:

@@ -16,6 +16,7 @@ from transformers import DynamicCache
 
 from graft.errors import TargetError
 from graft.kernels import nf4
+from graft.kernels.affine.norms import row_norms
 from graft.method import Tensors
 from graft.site import Site
 
@@ -80,18 +81,14 @@ class ModuleBase:
             self.norms = key, self.weight.to(master_dtype(self.module)).square().sum(1)
         return self.norms[1]
 
-    @torch.no_grad()
     def row_norms(self, A: Tensor, B: Tensor) -> Tensor:
-        """[out]: ‖W + BA‖² = ‖W‖² + 2 ⟨W A^T, B⟩ + rowsum((B (A A^T)) ∘ B), with ‖W‖² cached and W A^T one product in the base's dtype.
+        """[out], as graft.kernels.affine.norms makes them, with ‖W‖² cached.
 
         Those made ahead of a forward (graft.model.fused) are returned while they are held.
         """
         if self.prepared is not None and not self.preparing:
             return self.prepared
-        weight = self.weight
-        cross = ((weight @ A.t().to(weight.dtype)).to(A.dtype) * B).sum(1)
-        square = ((B @ (A @ A.t())) * B).sum(1)
-        norms = (self.row_norms_sq + 2 * cross + square).clamp_min(0).sqrt()
+        norms = row_norms(self.weight, A, B, self.row_norms_sq)
         if self.preparing:
             self.prepared = norms if self.prepared is None else self.prepared.copy_(norms)  # in place: compiled graphs read it
         return norms

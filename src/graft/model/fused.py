@@ -15,9 +15,9 @@ import torch.nn as nn
 from torch import Tensor
 
 from graft.errors import AdapterError
-from graft.forms import Affine, scaled, shifted
+from graft.forms import Affine, shifted
 from graft.kernels import nf4
-from graft.kernels.affine import laid_out
+from graft.kernels.affine import Branch, laid_out
 from graft.model.replay import Replay
 from graft.model.slots import OWN, Slot
 from graft.model.wiring import Wiring
@@ -71,7 +71,7 @@ class Group:
             for station in slot.stations:
                 station.base.prepare(lambda station=station, slot=slot: station.method.form(slot.own(station), station.base))
         if self.slots:
-            self.maps.write([pair(form) for form in self.forms()])
+            self.maps.write([branch(form) for form in self.forms()])
 
     def output(self, slot: Slot, x: Tensor) -> Tensor | None:
         """y' [..., out] of one module for x [..., in]; None for one that is called with another tensor than the first was."""
@@ -83,17 +83,17 @@ class Group:
             return None
         forms, drops = self.forms(), self.dropout if slot.training else 0.0
         seed = torch.randint(2**31 - 1, (), device=x.device) if drops else None
-        ys = self.maps.run(x, [module.bias for module in self.modules], [pair(form) for form in forms], drops, seed)
-        ys = [shifted(scaled(y, form.c), form.b) for y, form in zip(ys, forms, strict=True)]
+        ys = self.maps.run(x, [module.bias for module in self.modules], [branch(form) for form in forms], drops, seed)
+        ys = [shifted(y, form.b) for y, form in zip(ys, forms, strict=True)]
         self.x, self.ready = (x, dict(enumerate(ys[1:], 1))) if len(ys) > 1 else (None, {})
         return ys[0]
 
 
-def pair(form: Affine) -> tuple[Tensor, Tensor]:
-    """A [r, in] and B [out, r] of a form that has them."""
+def branch(form: Affine) -> Branch:
+    """A [r, in], B [out, r] and c [out] (or None) of a form that has a branch."""
     if form.A is None or form.B is None:
         raise AdapterError("a form without a branch was fused")
-    return form.A, form.B
+    return form.A, form.B, form.c
 
 
 class Fused:
@@ -153,10 +153,11 @@ def together(wiring: Wiring) -> Iterator[list[str]]:
 
 
 def alike(wiring: Wiring, paths: list[str]) -> Iterator[list[str]]:
-    """Those of them that drop alike, in the order in which they run."""
-    rates = {path: wiring.slots[path].live()[0][1].dropout for path in paths}
-    for rate in dict.fromkeys(rates.values()):
-        yield [path for path in paths if rates[path] == rate]
+    """Those of them that drop alike and are scaled or not, in the order in which they run."""
+    forms = {path: wiring.slots[path].live()[0][1] for path in paths}
+    kinds = {path: (form.dropout, form.c is None) for path, form in forms.items()}
+    for kind in dict.fromkeys(kinds.values()):
+        yield [path for path in paths if kinds[path] == kind]
 
 
 def why_apart(wiring: Wiring, path: str) -> str:

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from graft.kernels.affine.pitched import Pitched
+from graft.kernels.affine.reference import Branch
 from graft.kernels.affine.stacked import Stacked
 
-__all__ = ["LAYOUTS", "Pitched", "Stacked", "laid_out"]
+__all__ = ["LAYOUTS", "Branch", "Pitched", "Stacked", "laid_out"]
 
 LAYOUTS = {"pitched": Pitched, "stacked": Stacked}
 

@@ -6,7 +6,8 @@
          [ A_1; A_2          ]   p            [dY, dS] [W_1; W_2; A]   = Σ_j dY_j W_j + dS A      dS_j = dY_j B_j
 
 Nothing as wide as x or y is read a second time to add a branch to it. The rows of x and dY are written with a tail of p columns, which
-S and dS fill. The weights live in the buffer while it is in use: the modules' own parameters become views of it. S and x are what the
+S and dS fill. Where an output is scaled, y_j = c_j z_j, dY_j is c_j times the gradient that comes, and dc_j = Σ_t dY_j * z_j / c_j is summed
+in the same reading of it; a scale of exactly 0 gets no gradient. The weights live in the buffer while it is in use: the modules' own parameters become views of it. S and x are what the
 backward pass needs; a compiler that may recompute a norm or an activation keeps S alone.
 """
 
@@ -18,13 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from graft.kernels.affine.skinny import outer, project_, pull_, push_, write
+from graft.kernels.affine.reference import Branch, scaled
+from graft.kernels.affine.skinny import beside, outer, project_, pull_, push_, write
 
 ALIGNED = 16  # columns: rows stay aligned for tensor cores and their loads
 
 
 class Products(torch.autograd.Function):
-    """y_j [..., out_j] of x [..., in]; gradients for x, and for A_j and B_j in master precision."""
+    """y_j [..., out_j] of x [..., in]; gradients for x, and for A_j, B_j and c_j in master precision."""
 
     @staticmethod
     def forward(
@@ -36,31 +38,32 @@ class Products(torch.autograd.Function):
         outputs: tuple[int, ...],
         ranks: tuple[int, ...],
         biases: tuple[Tensor | None, ...],
-        *pairs: Tensor,
+        *branches: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        """`pairs` are A_1, B_1, A_2, ... whose values the buffer already holds, in its dtype."""
+        """`branches` are A_1, B_1, c_1, A_2, ...; the buffer already holds the values of A and B, in its dtype."""
         total, ranked, inputs = sum(outputs), sum(ranks), x.shape[-1]
         rows = x.reshape(-1, inputs)
-        xs = torch.cat([rows, rows.new_zeros(rows.shape[0], buffer.shape[1] - inputs)], 1)
+        xs = beside([rows], buffer.shape[1] - inputs)
         S = project_(xs, buffer[total : total + ranked, :inputs], dropout, seed)
-        ctx.save_for_backward(x, S, buffer, seed)
-        ctx.dropout, ctx.outputs, ctx.ranks = dropout, outputs, ranks
-        ys, row = [], 0
+        zs, row = [], 0
         for outs, bias in zip(outputs, biases, strict=True):
-            ys.append(F.linear(xs, buffer[row : row + outs], bias).view(*x.shape[:-1], outs))
+            zs.append(F.linear(xs, buffer[row : row + outs], bias))
             row += outs
-        return tuple(ys)
+        cs = branches[2::3]
+        ctx.save_for_backward(x, S, buffer, seed, *cs, *([] if cs[0] is None else zs))
+        ctx.dropout, ctx.outputs, ctx.ranks = dropout, outputs, ranks
+        return tuple(scaled(z, c).view(*x.shape[:-1], -1) for z, c in zip(zs, cs, strict=True))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *dys: Tensor) -> tuple[Any, ...]:
         """From dY_j [..., out_j]."""
-        x, S, buffer, seed = ctx.saved_tensors
+        x, S, buffer, seed, *rest = ctx.saved_tensors
+        cs, zs = rest[: len(dys)], rest[len(dys) :]
         total, ranked, inputs = sum(ctx.outputs), sum(ctx.ranks), x.shape[-1]
         rows = x.reshape(-1, inputs)
-        tail = rows.new_zeros(rows.shape[0], buffer.shape[0] - total)
-        dY = torch.cat([*(dy.reshape(-1, dy.shape[-1]) for dy in dys), tail], 1)
-        dS, dB = pull_(dY, S, buffer[:total, inputs : inputs + ranked], list(ctx.outputs), list(ctx.ranks))
+        dY = beside([scaled(dy.reshape(-1, dy.shape[-1]), c) for dy, c in zip(dys, cs, strict=True)], buffer.shape[0] - total)
+        dS, dB, sums = pull_(dY, S, buffer[:total, inputs : inputs + ranked], zs, list(ctx.outputs), list(ctx.ranks))
         dx = None
         if ctx.needs_input_grad[0]:
             deep = total if ctx.dropout else total + ranked
@@ -69,14 +72,18 @@ class Products(torch.autograd.Function):
                 push_(dx, dS, buffer[total : total + ranked, :inputs], ctx.dropout, seed)
             dx = dx.view(x.shape)
         dA = outer(dS, rows, ctx.dropout, seed)
-        return dx, None, None, None, None, None, None, *split(dA, dB, ctx.outputs, ctx.ranks)
+        return dx, None, None, None, None, None, None, *split(dA, dB, sums, cs, ctx.outputs, ctx.ranks)
 
 
-def split(dA: Tensor, dB: Tensor, outputs: Sequence[int], ranks: Sequence[int]) -> list[Tensor]:
-    """dA_1, dB_1, dA_2, ... of dA [R, in] and dB [Σ out, max r]."""
-    found, row, column = [], 0, 0
-    for outs, r in zip(outputs, ranks, strict=True):
-        found += [dA[column : column + r], dB[row : row + outs, :r]]
+def split(
+    dA: Tensor, dB: Tensor, sums: Tensor, cs: Sequence[Tensor | None], outputs: Sequence[int], ranks: Sequence[int]
+) -> list[Tensor | None]:
+    """dA_1, dB_1, dc_1, dA_2, ... of dA [R, in], dB [Σ out, max r] and the sums of dY * z [Σ out]."""
+    found: list[Tensor | None] = []
+    row = column = 0
+    for c, outs, r in zip(cs, outputs, ranks, strict=True):
+        dc = None if c is None else torch.where(c == 0, 0, sums[row : row + outs] / c)
+        found += [dA[column : column + r], dB[row : row + outs, :r], dc]
         row, column = row + outs, column + r
     return found
 
@@ -98,19 +105,19 @@ class Pitched:
         return list(self.buffer[: sum(self.outputs), : self.inputs].split(self.outputs))
 
     @torch.no_grad()
-    def write(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def write(self, branches: Sequence[Branch]) -> None:
         """Put A_j [r_j, in] and B_j [out_j, r_j] in their places, in the buffer's dtype."""
-        write(self.buffer, [A for A, _ in pairs], [B for _, B in pairs])
+        write(self.buffer, [A for A, _, _ in branches], [B for _, B, _ in branches])
 
     def run(
         self,
         x: Tensor,
         biases: Sequence[Tensor | None],
-        pairs: Sequence[tuple[Tensor, Tensor]],
+        branches: Sequence[Branch],
         dropout: float = 0.0,
         seed: Tensor | None = None,
     ) -> list[Tensor]:
-        """Every y_j [..., out_j], as `reference.linears` gives them; gradients go to the tensors of `pairs`, whose values were written."""
-        flat = [value for pair in pairs for value in pair]
+        """Every y_j [..., out_j], as `reference.linears` gives them, with branches whose A and B were written. c is of all or of none."""
+        flat = [value for branch in branches for value in branch]
         ys: tuple[Tensor, ...] = Products.apply(x, self.buffer, seed, dropout, self.outputs, self.ranks, tuple(biases), *flat)  # type: ignore[no-untyped-call]
         return list(ys)

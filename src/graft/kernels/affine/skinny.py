@@ -1,7 +1,8 @@
 """The products of a low-rank branch, one side of which is only as wide as the ranks: operators that a compiler takes as they are.
 
+    beside      [x, tail] or [dY_1, dY_2, tail]
     project_    S = drop(x) A^T             into the tail of x's own rows
-    pull_       dS_j = dY_j B_j             into the tail of dY's rows, and dB_j = dY_j^T S_j in the same reading of dY
+    pull_       dS_j = dY_j B_j             into the tail of dY's rows, and dB_j = dY_j^T S_j, Σ_t dY_j * y_j in the same reading of dY
     outer       dA = dS^T drop(x)
     push_       dX += drop'(dS A)           the way back through the dropout
 
@@ -9,14 +10,10 @@ x [T, in + p] and dY [T, Σ out + p] have tails of p columns for what is R = Σ 
 are Triton kernels (graft.kernels.affine.tiles), which read each wide operand once; elsewhere they are torch's own products.
 """
 
-import importlib.util
-
 import torch
 from torch import Tensor
 
-TRITON = importlib.util.find_spec("triton") is not None
-if TRITON:
-    from graft.kernels.affine import tiles
+from graft.kernels.affine import launch
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -35,13 +32,13 @@ def drop(x: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
 
 def fused(value: Tensor) -> bool:
     """Whether the Triton kernels run on this tensor."""
-    return TRITON and tiles.takes(value)
+    return launch.takes(value)
 
 
 def write(buffer: Tensor, As: list[Tensor], Bs: list[Tensor]) -> None:
     """Put A_j [r_j, in] below the weights of a pitched buffer and B_j [out_j, r_j] beside each, in the buffer's dtype."""
     if fused(buffer):
-        return tiles.write(buffer, As, Bs)
+        return launch.write(buffer, As, Bs)
     width, row, column = As[0].shape[1], 0, 0
     bottom = sum(len(B) for B in Bs)
     for A, B in zip(As, Bs, strict=True):
@@ -50,11 +47,22 @@ def write(buffer: Tensor, As: list[Tensor], Bs: list[Tensor]) -> None:
         row, column = row + len(B), column + len(A)
 
 
+@torch.library.custom_op("graft::beside", mutates_args=())
+def beside(parts: list[Tensor], tail: int) -> Tensor:
+    """[parts, 0] of parts [T, n_j]: rows with a tail of so many columns, [T, Σ n + tail]."""
+    return torch.cat([*parts, parts[0].new_zeros(len(parts[0]), tail)], 1)
+
+
+@beside.register_fake
+def _(parts: list[Tensor], tail: int) -> Tensor:
+    return parts[0].new_empty(parts[0].shape[0], sum(part.shape[1] for part in parts) + tail)
+
+
 @torch.library.custom_op("graft::project_", mutates_args=("xs",))
 def project_(xs: Tensor, A: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
     """S [T, R] = drop(x) A^T of xs = [x, tail] [T, in + p] and A [R, in]; the tail becomes [S, 0]."""
     if fused(xs):
-        return tiles.project_(xs, A, dropout, seed)
+        return launch.project_(xs, A, dropout, seed)
     width, ranks = A.shape[1], A.shape[0]
     S = drop(xs[:, :width], dropout, seed) @ A.t()
     xs[:, width : width + ranks] = S
@@ -68,12 +76,15 @@ def _(xs: Tensor, A: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
 
 
 @torch.library.custom_op("graft::pull_", mutates_args=("dys",))
-def pull_(dys: Tensor, S: Tensor, B: Tensor, outputs: list[int], ranks: list[int]) -> tuple[Tensor, Tensor]:
-    """dS [T, R] and dB [Σ out, max r] of dys = [dY_1, ..., tail] [T, Σ out + p], S [T, R] and B [Σ out, R], whose blocks off the
-    diagonal count as 0; the tail becomes [dS, 0].
+def pull_(
+    dys: Tensor, S: Tensor, B: Tensor, ys: list[Tensor], outputs: list[int], ranks: list[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dS [T, R], dB [Σ out, max r] and, if any `ys` [T, out_j] are given, Σ_t dY * y [Σ out], of dys = [dY_1, ..., tail]
+    [T, Σ out + p], S [T, R] and B [Σ out, R], whose blocks off the diagonal count as 0; the tail becomes [dS, 0].
     """
     if fused(dys):
-        return tiles.pull_(dys, S, B, outputs, ranks)
+        return launch.pull_(dys, S, B, ys, outputs, ranks)
+    sums = dots(dys, ys)
     dS, dB = torch.empty_like(S), B.new_zeros(sum(outputs), max(ranks), dtype=wide(dys.dtype))
     row = column = 0
     for outs, r in zip(outputs, ranks, strict=True):
@@ -83,19 +94,29 @@ def pull_(dys: Tensor, S: Tensor, B: Tensor, outputs: list[int], ranks: list[int
         row, column = row + outs, column + r
     dys[:, row : row + column] = dS
     dys[:, row + column :] = 0
-    return dS, dB
+    return dS, dB, sums
+
+
+def dots(dys: Tensor, ys: list[Tensor]) -> Tensor:
+    """Σ_t dY * y [Σ out] of dys [T, Σ out + ...] and ys [T, out_j], in float32 or wider."""
+    kind, row, found = wide(dys.dtype), 0, [dys.new_empty(0, dtype=wide(dys.dtype))]
+    for y in ys:
+        found.append((dys[:, row : row + y.shape[1]].to(kind) * y).sum(0))
+        row += y.shape[1]
+    return torch.cat(found)
 
 
 @pull_.register_fake
-def _(dys: Tensor, S: Tensor, B: Tensor, outputs: list[int], ranks: list[int]) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(S), B.new_empty(sum(outputs), max(ranks), dtype=wide(dys.dtype))
+def _(dys: Tensor, S: Tensor, B: Tensor, ys: list[Tensor], outputs: list[int], ranks: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    kind, total = wide(dys.dtype), sum(outputs)
+    return torch.empty_like(S), B.new_empty(total, max(ranks), dtype=kind), B.new_empty(total if ys else 0, dtype=kind)
 
 
 @torch.library.custom_op("graft::outer", mutates_args=())
 def outer(dS: Tensor, x: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
     """dA [R, in] = dS^T drop(x) of dS [T, R] and x [T, in], in float32 or wider."""
     if fused(x):
-        return tiles.outer(dS, x, dropout, seed)
+        return launch.outer(dS, x, dropout, seed)
     return (dS.t() @ drop(x, dropout, seed)).to(wide(x.dtype))
 
 
@@ -108,7 +129,7 @@ def _(dS: Tensor, x: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
 def push_(dx: Tensor, dS: Tensor, A: Tensor, dropout: float, seed: Tensor | None) -> None:
     """dx [T, in] += what reaches x of dS A through the dropout: dS [T, R], A [R, in]."""
     if fused(dx):
-        return tiles.push_(dx, dS, A, dropout, seed)
+        return launch.push_(dx, dS, A, dropout, seed)
     dx += drop(dS @ A, dropout, seed)
 
 

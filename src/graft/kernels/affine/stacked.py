@@ -2,6 +2,7 @@
 
     S = drop(x) [A_1; A_2]^T       y_j = x W_j^T + b_j, then y_j += S_j B_j^T       dx = Σ_j dY_j W_j + [dS_1, dS_2] [A_1; A_2]
 
+where an output is scaled, y_j = c_j z_j, dY_j is c_j times the gradient that comes and dc_j the sum of that gradient times z_j.
 For what a pitched buffer does not pay for: CPUs, where the adding stays in the cache, and weights that cannot move.
 """
 
@@ -13,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from graft.kernels.affine.reference import Branch, scaled
 from graft.kernels.affine.skinny import drop, wide
 
 
 class Products(torch.autograd.Function):
-    """y_j [..., out_j] of x [..., in]; gradients for x, and for A_j and B_j in master precision."""
+    """y_j [..., out_j] of x [..., in]; gradients for x, and for A_j, B_j and c_j in master precision."""
 
     @staticmethod
     def forward(
@@ -28,21 +30,22 @@ class Products(torch.autograd.Function):
         dropout: float,
         ranks: tuple[int, ...],
         biases: tuple[Tensor | None, ...],
-        *rest: Tensor,
+        *rest: Any,
     ) -> tuple[Tensor, ...]:
         """A [R, in] and the first of `rest`, all W_j [out_j, in] and all B_j [out_j, r_j], are in the dtype of x; the others are A_1, B_1,
-        A_2, ... in master precision.
+        c_1, A_2, ... in master precision.
         """
         maps = len(ranks)
         weights, Bs = rest[:maps], rest[maps : 2 * maps]
         rows = x.reshape(-1, x.shape[-1])
         S = drop(rows, dropout, seed) @ A.t()
-        ctx.save_for_backward(x, S, A, seed, *rest[: 2 * maps])
-        ctx.dropout, ctx.ranks = dropout, ranks
-        ys = []
+        zs = []
         for W, B, bias, own in zip(weights, Bs, biases, S.split(ranks, 1), strict=True):
-            ys.append(F.linear(rows, W, bias).addmm_(own, B.t()).view(*x.shape[:-1], len(W)))
-        return tuple(ys)
+            zs.append(F.linear(rows, W, bias).addmm_(own, B.t()))
+        cs = rest[2 * maps + 2 :: 3]
+        ctx.save_for_backward(x, S, A, seed, *rest[: 2 * maps], *cs, *(() if cs[0] is None else zs))
+        ctx.dropout, ctx.ranks = dropout, ranks
+        return tuple(scaled(z, c).view(*x.shape[:-1], -1) for z, c in zip(zs, cs, strict=True))
 
     @staticmethod
     @once_differentiable
@@ -50,9 +53,11 @@ class Products(torch.autograd.Function):
         """From dY_j [..., out_j]."""
         x, S, A, seed, *rest = ctx.saved_tensors
         maps = len(ctx.ranks)
-        weights, Bs = rest[:maps], rest[maps:]
+        weights, Bs, cs, zs = (rest[k : k + maps] for k in range(0, 4 * maps, maps))
         rows, kind = x.reshape(-1, x.shape[-1]), wide(x.dtype)
         dYs = [dy.reshape(-1, dy.shape[-1]) for dy in dys]
+        dcs = [(dY.to(kind) * z).sum(0) for dY, z in zip(dYs, zs, strict=True)] if zs else [None] * maps
+        dYs = [scaled(dY, c) for dY, c in zip(dYs, cs, strict=True)]
         dS = torch.cat([dY @ B for dY, B in zip(dYs, Bs, strict=True)], 1)
         dBs = [(dY.t() @ own).to(kind) for dY, own in zip(dYs, S.split(ctx.ranks, 1), strict=True)]
         dAs = (dS.t() @ drop(rows, ctx.dropout, seed)).to(kind).split(ctx.ranks)
@@ -62,8 +67,8 @@ class Products(torch.autograd.Function):
             for dY, W in zip(dYs, weights, strict=True):
                 dx.addmm_(dY, W)
             dx = dx.view(x.shape)
-        pairs = [value for pair in zip(dAs, dBs, strict=True) for value in pair]
-        return dx, None, None, None, None, None, *[None] * (2 * maps), *pairs
+        branches = [value for branch in zip(dAs, dBs, dcs, strict=True) for value in branch]
+        return dx, None, None, None, None, None, *[None] * (2 * maps), *branches
 
 
 class Stacked:
@@ -80,9 +85,9 @@ class Stacked:
         return self.weights
 
     @torch.no_grad()
-    def write(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def write(self, branches: Sequence[Branch]) -> None:
         """Copy A_j [r_j, in] and B_j [out_j, r_j]."""
-        for (A, B), own, held in zip(pairs, self.A.split(self.ranks), self.Bs, strict=True):
+        for (A, B, _), own, held in zip(branches, self.A.split(self.ranks), self.Bs, strict=True):
             own.copy_(A)
             held.copy_(B)
 
@@ -90,11 +95,11 @@ class Stacked:
         self,
         x: Tensor,
         biases: Sequence[Tensor | None],
-        pairs: Sequence[tuple[Tensor, Tensor]],
+        branches: Sequence[Branch],
         dropout: float = 0.0,
         seed: Tensor | None = None,
     ) -> list[Tensor]:
-        """Every y_j [..., out_j], as `reference.linears` gives them; gradients go to the tensors of `pairs`, whose values were written."""
-        flat = [value for pair in pairs for value in pair]
+        """Every y_j [..., out_j], as `reference.linears` gives them, with branches whose A and B were written. c is of all or of none."""
+        flat = [value for branch in branches for value in branch]
         ys: tuple[Tensor, ...] = Products.apply(x, self.A, seed, dropout, self.ranks, tuple(biases), *self.weights, *self.Bs, *flat)  # type: ignore[no-untyped-call]
         return list(ys)

@@ -1,0 +1,33 @@
+"""Norms of the rows of W + B A, which DoRA divides by, without that sum.
+
+    ‖W + B A‖² = ‖W‖² + 2 rowsum((W A^T) * B) + rowsum((B (A A^T)) * B)
+
+W [out, in] in the base's dtype, in which W A^T is multiplied; A [r, in], B [out, r] and ‖W‖² [out] in master precision, in which all else
+is summed. A CUDA kernel reads W once and nothing else that is wide.
+"""
+
+import torch
+from torch import Tensor
+
+from graft.kernels.affine import launch
+
+
+@torch.no_grad()
+def row_norms(W: Tensor, A: Tensor, B: Tensor, own: Tensor) -> Tensor:
+    """[out], detached, of `own` = ‖W‖² [out]; never 0, so that a row of zeros scales by 0 and not by NaN."""
+    total = row_norms_sq(W, A, B, own)
+    return total.clamp_min(torch.finfo(total.dtype).tiny).sqrt()
+
+
+@torch.library.custom_op("graft::row_norms_sq", mutates_args=())
+def row_norms_sq(W: Tensor, A: Tensor, B: Tensor, own: Tensor) -> Tensor:
+    """The squares [out]."""
+    if launch.takes(W) and W.stride(1) == 1:
+        return launch.row_norms_sq(W, A.contiguous(), B.contiguous(), own)
+    cross = ((W @ A.t().to(W.dtype)).to(A.dtype) * B).sum(1)
+    return own + 2 * cross + ((B @ (A @ A.t())) * B).sum(1)
+
+
+@row_norms_sq.register_fake
+def _(W: Tensor, A: Tensor, B: Tensor, own: Tensor) -> Tensor:
+    return torch.empty_like(own)
