@@ -18,13 +18,13 @@ HALVES = (torch.float16, torch.bfloat16)
 AT_ONCE = 3  # maps that one launch takes
 SIZES = {
     "project": lambda tokens, R: (16, 256, 4, 3) if tokens <= 4096 and R <= 64 else (32, 128 if R <= 64 else 64 if R <= 256 else 32, 4, 4),
-    "pull": lambda tokens, R: (32, max(32, 16384 // max(32, R)), 8, 3),
-    "pull and sum": lambda tokens, R: (32, max(32, 8192 // max(32, R)), 8, 3),
+    "pull": lambda tokens, R: (32, 512, 4, 3) if R <= 32 else (32, max(32, 16384 // R), 8, 3),
+    "pull and sum": lambda tokens, R: (16, 256, 4, 4) if R <= 32 else (32, max(32, 8192 // R), 8, 3),
     "outer": lambda tokens, R: (64, 64, 4, 5) if R <= 64 else (64, 64, 8, 4),
-    "norms": lambda tokens, R: (32, 128, 4, 4),
+    "norms": lambda outs, R: (32, 256, 4, 3) if outs <= 8192 else (32, 128, 4, 4),
     "push": lambda tokens, R: (64, 128, 4, 1),
 }
-"""Of each kernel, for so many tokens and ranks: tokens a tile, its other side, warps, stages; measured on an H100."""
+"""Of each kernel, for so many tokens (outputs, for the norms) and ranks: tokens a tile, its other side, warps, stages; measured on an H100."""
 
 
 def takes(value: Tensor) -> bool:
@@ -66,7 +66,7 @@ def row_norms_sq(W: Tensor, A: Tensor, B: Tensor, own: Tensor) -> Tensor:
     BO, BK, warps, stages = SIZES["norms"](outs, R)
     total = torch.empty_like(own)
     tiles.norms[(-(-outs // BO),)](
-        W, A, B, own, total, outs, width, ranks, W.stride(0), A.stride(0), B.stride(0),
+        W, A, B, A @ A.t(), own, total, outs, width, ranks, W.stride(0),
         FLOAT=INTERPRETED, BO=BO, BK=BK if R <= 64 else 32, R=R, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return total

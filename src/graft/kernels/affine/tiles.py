@@ -208,28 +208,22 @@ def write_branches(
 
 @jit
 def norms(
-    W, A, B, own, total, outs, width, ranks, pitch, A_pitch, B_pitch,
+    W, A, B, AA, own, total, outs, width, ranks, pitch,
     FLOAT: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr, R: tl.constexpr,
 ):  # fmt: skip
-    """total [out] = own + 2 rowsum((W A^T) * B) + rowsum((B (A A^T)) * B), W read once."""
+    """total [out] = own + 2 rowsum((W A^T) * B) + rowsum((B AA) * B), W read once; A, B and AA [r, r] lie without gaps."""
     out, r, lane = tl.program_id(0) * BO + tl.arange(0, BO), tl.arange(0, R), tl.arange(0, BK)
     inside, present = out < outs, r < ranks
-    cross, square = tl.zeros((BO, R), tl.float32), tl.zeros((R, R), tl.float32)
+    cross = tl.zeros((BO, R), tl.float32)
     for start in range(0, width, BK):
         column = start + lane
         real = column < width
         w = tl.load(W + out[:, None].to(tl.int64) * pitch + column[None, :], mask=inside[:, None] & real[None, :], other=0.0)
-        a = tl.load(A + r[None, :].to(tl.int64) * A_pitch + column[:, None], mask=present[None, :] & real[:, None], other=0.0)
+        a = tl.load(A + r[None, :] * width + column[:, None], mask=present[None, :] & real[:, None], other=0.0)
         if FLOAT:
-            cross = tl.dot(w.to(tl.float32), a, cross, input_precision="ieee")
-            square = tl.dot(tl.trans(a), a, square, input_precision="ieee")
-        else:
-            high = a.to(w.dtype)
-            low = (a - high.to(tl.float32)).to(w.dtype)  # high + low hold 16 bits of a, and their products are exact
-            cross = tl.dot(w, high, cross)
-            square = tl.dot(tl.trans(high), high, square)
-            square = tl.dot(tl.trans(high), low, square)
-            square = tl.dot(tl.trans(low), high, square)
-    b = tl.load(B + out[:, None].to(tl.int64) * B_pitch + r[None, :], mask=inside[:, None] & present[None, :], other=0.0)
+            w = w.to(tl.float32)
+        cross = tl.dot(w, a.to(w.dtype), cross, input_precision="ieee")
+    b = tl.load(B + out[:, None] * ranks + r[None, :], mask=inside[:, None] & present[None, :], other=0.0)
+    square = tl.load(AA + r[:, None] * ranks + r[None, :], mask=present[:, None] & present[None, :], other=0.0)
     added = tl.sum(2 * cross * b + tl.dot(b, square, input_precision="ieee") * b, 1)
     tl.store(total + out, tl.load(own + out, mask=inside, other=0.0) + added, mask=inside)
