@@ -21,7 +21,7 @@ BUGS = [
         "prefix does not shift positions",
     ),
     (
-        "virtual_tokens.py",
+        "positions.py",
         "(mask.long().cumsum(1) - 1).clamp_min(0)",
         "torch.arange(mask.shape[1])[None].expand_as(mask)",
         "positions ignore the padding",
@@ -46,7 +46,14 @@ BUGS = [
         "rows outside a fused projection's own are zeroed",
     ),
     ("attention.py", "return None if self.seen is None else self.seen[:, None, :]", "return None", "a row sees another row's prefix"),
-    ("virtual_tokens.py", "logits[:, n:]", "logits[:, :-n]", "a prompt's logits are trimmed at the wrong end"),
+    (
+        "virtual_tokens.py",
+        "logits[:, logits.shape[1] - self.pending.text :]",
+        "logits[:, : self.pending.text]",
+        "a prompt's logits are trimmed at the wrong end",
+    ),
+    ("products.py", "- (do * out).sum(-1, keepdim=True)", "", "a prefix's weights do not make room for each other"),
+    ("joint.py", "value, out, lse, scale) if text", "value, out, lse + 1, scale) if text", "the text's gradients are of another softmax"),
     (
         "kept.py",
         "for name, value in self.config.items():",
@@ -65,7 +72,7 @@ BUGS = [
         "positions(call, text) + n",
         "a prefix shifts positions that it should leave alone",
     ),
-    ("virtual_tokens.py", "seen.cumsum(1) * seen + padding", "seen.cumsum(1) + padding", "RoBERTa's positions count its padding"),
+    ("positions.py", "seen.cumsum(1) * seen + padding", "seen.cumsum(1) + padding", "RoBERTa's positions count its padding"),
     ("slots.py", "torch.where(pack.held[s][..., None], again, y)", "again", "a norm that runs again does so for every row"),
     (
         "families.py",

@@ -46,8 +46,14 @@ def is_type_checking(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
+def is_optional(node: ast.AST) -> bool:
+    """Whether a block at the top of a module is there for what is not installed everywhere."""
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TRITON"
+
+
 def top_level(tree: ast.Module) -> list[str]:
-    return [name for node in tree.body if not is_type_checking(node) for name in own(node)]
+    body = [inner for node in tree.body for inner in (node.body if is_optional(node) else [node])]
+    return [name for node in body if not is_type_checking(node) for name in own(node)]
 
 
 def imports() -> dict[str, list[str]]:

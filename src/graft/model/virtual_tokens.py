@@ -23,28 +23,32 @@ from graft.method import Method, Tensors
 from graft.model.attention import MASKS, place, set_attention, spread
 from graft.model.base import ModuleBase, cached
 from graft.model.families import attention_modules
+from graft.model.positions import columns_in_order, dummy, encoded, in_order, past, positions, spare
 from graft.model.routing import Routing
 from graft.model.slots import Station
 from graft.site import Site
 
 
 class Pending:
-    """A prompt on its way through the embeddings: embeds [n, d] and the columns' order [B or 1, n + T], or None."""
+    """A prompt on its way through the embeddings: embeds [n, d], or None, and the columns' order [B, n + T], or None for their own.
+
+    `text` is T: how many logits are the text's.
+    """
 
     def __init__(self) -> None:
         self.embeds: Tensor | None = None
         self.order: Tensor | None = None
-
-    def length(self) -> int:
-        """n, or 0 without a prompt."""
-        return 0 if self.embeds is None else len(self.embeds)
+        self.text = 0
 
     def overwrite(self, out: Tensor) -> Tensor:
         """The embeddings [B, n + T, d] with the prompt's where it stands."""
-        if self.embeds is None or self.order is None:
+        if self.embeds is None:
             return out
-        padded = F.pad(self.embeds.to(out.dtype), (0, 0, 0, self.order.shape[1] - len(self.embeds)))
-        return torch.where((self.order < len(self.embeds))[..., None], padded[self.order], out)
+        n, embeds = len(self.embeds), self.embeds.to(out.dtype)
+        if self.order is None:
+            return torch.cat([embeds.expand(len(out), -1, -1), out[:, n:]], 1)
+        padded = F.pad(embeds, (0, 0, 0, self.order.shape[1] - n))
+        return torch.where((self.order < n)[..., None], padded[self.order], out)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Pending":
         """A copied model starts without: this is a forward's, not the model's."""
@@ -131,7 +135,7 @@ class Doorway(nn.Module):
     def computed(self, model: Any, embeds: Tensor) -> Tensor:
         """The keys and values [layers, 2, n, heads, head dim] of a prompt [n, d] under the current routing."""
         self.open = False
-        place(self.attention, None, None, None)  # what an earlier forward left there is no part of this one
+        place(self.attention)  # what an earlier forward left there is no part of this one
         try:
             return cached(model, embeds=embeds.detach()[None].to(model.get_input_embeddings().weight.dtype))
         finally:
@@ -152,7 +156,7 @@ class Doorway(nn.Module):
         """Undo `attach`."""
         for handle in self.handles:
             handle.remove()
-        place(self.attention, None, None, None)
+        place(self.attention)
         set_attention(model, self.implementation)
         del model.graft, self.entrances[0].graft_pending
 
@@ -162,13 +166,14 @@ class Doorway(nn.Module):
         text: Tensor = call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]
         rows = text.shape[0]
         self.pending.embeds = None
-        where = None
+        where, counted = None, False
         if kv is not None and self.causal:
             shift = shift if isinstance(shift, int) else spread(shift, rows)
             n = kv.shape[4] if seen is None else spread(seen, rows).sum(1, keepdim=True)
+            counted = call.get("position_ids") is None and past(call) == 0
             call["position_ids"] = positions(call, text) + n * shift
             where = call["position_ids"] * shift  # at 0 every window holds the whole prefix
-        place(self.attention, kv, seen, where, rows)
+        place(self.attention, kv, seen, where, counted, rows)
         return call if embeds is None else self.roomier(model, call, text, embeds, shift)
 
     def roomier(self, model: Any, call: dict[str, Any], text: Tensor, embeds: Tensor, shift: Tensor | int) -> dict[str, Any]:
@@ -178,30 +183,28 @@ class Doorway(nn.Module):
         fills = {"attention_mask": 1, "token_type_ids": 0, "labels": -100, "input_ids": dummy(model)}
         fills = {"attention_mask": 1} if cached_already else fills
         where = positions(call, text) + n if self.causal else None if shift else encoded(self.entrances[0], call, text)
-        order = columns_in_order(call.get("attention_mask"), n, text.shape[1])
+        order = None if cached_already else columns_in_order(call.get("attention_mask"), n, text.shape[1])
         for name, fill in fills.items():
             value = call.get(name)
             if value is not None and value.dim() == 2:
-                wider = torch.cat([value.new_full((rows, n), fill), value], 1)
-                call[name] = wider if cached_already else wider.gather(1, order.to(value.device).expand(rows, -1))
+                call[name] = in_order(torch.cat([value.new_full((rows, n), fill), value], 1), order)
         if where is not None:
-            own = torch.arange(n, device=text.device).expand(len(where), n)
-            order_all = order.expand(max(len(order), len(where)), -1)
-            whole = torch.cat([own, where], 1).expand(len(order_all), -1)
-            call["position_ids"] = where if cached_already else whole.gather(1, order_all)
+            own = torch.arange(n, device=where.device).expand(len(where), n)
+            call["position_ids"] = where if cached_already else in_order(torch.cat([own, where], 1), order)
         if not cached_already:
-            self.pending.embeds, self.pending.order = embeds, order
+            self.pending.embeds, self.pending.order, self.pending.text = embeds, order, text.shape[1]
             if call.get("inputs_embeds") is not None:
-                wider = F.pad(text, (0, 0, n, 0)).gather(1, order.expand(rows, -1)[..., None].expand(-1, -1, text.shape[2]))
-                call["inputs_embeds"] = self.pending.overwrite(wider)
+                call["inputs_embeds"] = self.pending.overwrite(in_order(F.pad(text, (0, 0, n, 0)), order))
+            if self.causal:
+                spare(model, call, n, text.shape[1])
         return call
 
     def leave(self, out: Any) -> Any:
         """After a forward: logits of the text alone."""
-        n, self.pending.embeds = self.pending.length(), None
-        logits = out.get("logits") if n and self.causal and hasattr(out, "get") else None
-        if logits is not None and logits.dim() == 3 and logits.shape[1] > n:
-            out["logits"] = logits[:, n:]
+        entered, self.pending.embeds = self.pending.embeds is not None, None
+        logits = out.get("logits") if entered and self.causal and hasattr(out, "get") else None
+        if logits is not None and logits.dim() == 3 and logits.shape[1] > self.pending.text:
+            out["logits"] = logits[:, logits.shape[1] - self.pending.text :]
         return out
 
 
@@ -251,50 +254,3 @@ def side_by_side(rows: list[VirtualTokens | None]) -> tuple[Tensor | None, Tenso
         seen[number, n - own.shape[3] :] = True
     shift = torch.tensor([[row is None or row.shift] for row in rows], device=longest.device).long()
     return kv, seen, shift
-
-
-def columns_in_order(mask: Tensor | None, n: int, length: int) -> Tensor:
-    """The order [B or 1, n + T] of the columns [prompt, text] in which the prompt comes after each row's left padding."""
-    order = torch.arange(n + length, device=None if mask is None else mask.device)[None]
-    if mask is None or mask.dim() != 2:
-        return order
-    pads = (mask.long().cumsum(1) == 0).sum(1, keepdim=True)
-    return torch.where(order < pads, order + n, torch.where(order < pads + n, order - pads, order))
-
-
-def positions(call: dict[str, Any], text: Tensor) -> Tensor:
-    """The text's own positions [B or 1, T]: those given, those of its mask, or from the cache's length on."""
-    given: Tensor | None = call.get("position_ids")
-    if given is not None:
-        return given
-    length, mask = text.shape[1], call.get("attention_mask")
-    if mask is None or mask.dim() != 2:
-        start = past(call)
-        return torch.arange(start, start + length, device=text.device)[None]
-    counted: Tensor = (mask.long().cumsum(1) - 1).clamp_min(0)
-    return counted[:, -length:]
-
-
-def encoded(embeddings: Any, call: dict[str, Any], text: Tensor) -> Tensor:
-    """The positions [B or 1, T] that an encoder gives a text: those given, from 0 on, or (RoBERTa) counted from its padding's id."""
-    given: Tensor | None = call.get("position_ids")
-    if given is not None:
-        return given
-    padding = embeddings.position_embeddings.padding_idx
-    start = 0 if padding is None else padding + 1
-    if padding is None or call.get("input_ids") is None:
-        return torch.arange(start, start + text.shape[1], device=text.device)[None]
-    seen = (text != padding).long()
-    own: Tensor = seen.cumsum(1) * seen + padding
-    return own
-
-
-def past(call: dict[str, Any]) -> int:
-    """How many positions the call's cache holds."""
-    cache = call.get("cache") if call.get("cache") is not None else call.get("past_key_values")  # renamed in transformers 5.24
-    return 0 if cache is None else int(cache.get_seq_length())
-
-
-def dummy(model: Any) -> int:
-    """An id that stands for a virtual position: any that is not the padding's, which models look for."""
-    return 1 if getattr(model.config, "pad_token_id", None) == 0 else 0

@@ -1,0 +1,77 @@
+"""Which columns and positions a text and the virtual tokens before it have in a call of a model.
+
+A prompt's columns stand between each row's padding and its text. The text's positions are cumsum(mask) - 1, whatever the padding.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def columns_in_order(mask: Tensor | None, n: int, length: int) -> Tensor | None:
+    """The order [B, n + T] of the columns [prompt, text] in which the prompt comes after each row's left padding; None without a mask."""
+    if mask is None or mask.dim() != 2:
+        return None
+    order = torch.arange(n + length, device=mask.device)[None]
+    pads = (mask.long().cumsum(1) == 0).sum(1, keepdim=True)
+    return torch.where(order < pads, order + n, torch.where(order < pads + n, order - pads, order))
+
+
+def in_order(columns: Tensor, order: Tensor | None) -> Tensor:
+    """columns [B or 1, n + T] or [B, n + T, d], in each row's order [B, n + T] where there is one."""
+    if order is None:
+        return columns
+    order = order.to(columns.device)
+    if columns.dim() == 3:
+        return columns.gather(1, order[..., None].expand(-1, -1, columns.shape[2]))
+    return columns.expand(len(order), -1).gather(1, order)
+
+
+def spare(model: Any, call: dict[str, Any], n: int, length: int) -> None:
+    """Keep a causal model's head from n prompt positions that nobody reads; with labels the last stays, which predicts the first token."""
+    kept, labels = call.get("logits_to_keep"), call.get("labels")
+    if "logits_to_keep" not in inspect.signature(model.forward).parameters or not (kept is None or (isinstance(kept, int) and kept == 0)):
+        return
+    call["logits_to_keep"] = length if labels is None else length + 1
+    if labels is not None:
+        call["labels"] = labels[:, n - 1 :]
+
+
+def positions(call: dict[str, Any], text: Tensor) -> Tensor:
+    """The text's own positions [B or 1, T]: those given, those of its mask, or from the cache's length on."""
+    given: Tensor | None = call.get("position_ids")
+    if given is not None:
+        return given
+    length, mask = text.shape[1], call.get("attention_mask")
+    if mask is None or mask.dim() != 2:
+        start = past(call)
+        return torch.arange(start, start + length, device=text.device)[None]
+    counted: Tensor = (mask.long().cumsum(1) - 1).clamp_min(0)
+    return counted[:, -length:]
+
+
+def encoded(embeddings: Any, call: dict[str, Any], text: Tensor) -> Tensor:
+    """The positions [B or 1, T] that an encoder gives a text: those given, from 0 on, or (RoBERTa) counted from its padding's id."""
+    given: Tensor | None = call.get("position_ids")
+    if given is not None:
+        return given
+    padding = embeddings.position_embeddings.padding_idx
+    start = 0 if padding is None else padding + 1
+    if padding is None or call.get("input_ids") is None:
+        return torch.arange(start, start + text.shape[1], device=text.device)[None]
+    seen = (text != padding).long()
+    own: Tensor = seen.cumsum(1) * seen + padding
+    return own
+
+
+def past(call: dict[str, Any]) -> int:
+    """How many positions the call's cache holds."""
+    cache = call.get("cache") if call.get("cache") is not None else call.get("past_key_values")  # renamed in transformers 5.24
+    return 0 if cache is None else int(cache.get_seq_length())
+
+
+def dummy(model: Any) -> int:
+    """An id that stands for a virtual position: any that is not the padding's, which models look for."""
+    return 1 if getattr(model.config, "pad_token_id", None) == 0 else 0
