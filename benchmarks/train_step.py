@@ -16,6 +16,7 @@ import datetime
 import importlib.metadata
 import json
 import os
+import traceback
 import uuid
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,14 @@ def parsed() -> argparse.Namespace:
 def answer(options: argparse.Namespace) -> None:
     """Measure the points that the pool gave to this process, and print a line for each."""
     points = [Point(**fields) for fields in json.loads(options.points)]
-    if points[0].threads:
-        results = cpu.measure(points, options.rounds, options.profile)
-    else:
-        results = [measure.measure(point, options.profile) for point in points]
+    try:
+        if points[0].threads:
+            results = cpu.measure(points, options.rounds, options.profile)
+        else:
+            results = [measure.measure(point, options.profile) for point in points]
+    except Exception as error:  # whatever it is, it is the result: out of memory, what PEFT or a compiler refuses
+        said = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        results = [{"failed": said, "trace": traceback.format_exc().splitlines()[-40:]} for _ in points]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() and not points[0].threads else "cpu"
     for point, result in zip(points, results, strict=True):
         print(json.dumps({"point": json.loads(point.key), "device": device} | result), flush=True)

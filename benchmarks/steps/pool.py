@@ -92,7 +92,7 @@ class Pool:
             try:
                 done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=timeout, check=False)
                 said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"point"')]
-                trace = done.stderr.strip().splitlines()[-15:]
+                trace = done.stderr.strip().splitlines()[-40:]
             except subprocess.TimeoutExpired:
                 said, trace = [], [f"not done after {timeout:.0f} s"]
         found = {Point(**line["point"]): line for line in said}
