@@ -5,6 +5,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import graft
+
 CHATML = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
@@ -16,6 +18,29 @@ CORPUS = [
     "Is the review positive or negative? the review is positive",
     "user assistant system answer question number",
 ]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--fused", choices=("stacked", "pitched"), help="run every adapted model fused, in this layout")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def fused(request):
+    """With --fused, graft.adapt fuses what it adapts: the same tests, on the fast path."""
+    layout = request.config.getoption("--fused")
+    if not layout:
+        yield
+        return
+    adapt = graft.adapt
+
+    def adapted(*args, **kwargs):
+        host = adapt(*args, **kwargs)
+        host.fuse(layout=layout)
+        return host
+
+    graft.adapt = adapted
+    yield
+    graft.adapt = adapt
 
 
 def byte_tokenizer(chat_template=None):

@@ -36,7 +36,9 @@ def both(operator, mutated, *rest):
 
 
 def undropped():
-    for tokens, inputs, outputs, ranks in itertools.product((1, 70), (5, 150), ((7,), (300, 33), (9, 8, 7, 6)), ((3,), (20, 5), (1, 2, 3, 4))):
+    for tokens, inputs, outputs, ranks in itertools.product(
+        (1, 70), (5, 150), ((7,), (300, 33), (9, 8, 7, 6)), ((3,), (20, 5), (1, 2, 3, 4))
+    ):
         if len(outputs) != len(ranks):
             continue
         total, ranked, tail = sum(outputs), sum(ranks), 32

@@ -48,7 +48,7 @@ def nan_filled():
 
 def gradients(run, x, pairs, grads, needs_x=True):
     x = x.clone().requires_grad_(needs_x)
-    pairs = [tuple(None if value is None else value.clone().requires_grad_() for value in pair) for pair in pairs]
+    pairs = [tuple(value if value is None else value.clone().requires_grad_() for value in pair) for pair in pairs]
     ys = run(x, pairs)
     leaves = [value for pair in pairs for value in pair if value is not None]
     found = torch.autograd.grad(ys, ([x] if needs_x else []) + leaves, grads)
@@ -91,9 +91,9 @@ def test_bfloat16_is_as_close_to_the_truth_as_the_plain_version(layout, nan_fill
     truth = gradients(lambda x, pairs: linears(x, *exact, pairs), x.double(), doubles, [g.double() for g in grads])
     run = laid(layout, weights, biases, pairs, 0.0, None)
     ours = gradients(run, x, pairs, grads)
-    for value, pair in zip(ours[len(grads) + 1 :], [v for pair in pairs for v in pair[:2]], strict=True):
+    for value, master in zip(ours[len(grads) + 1 :], [v for A, B, _ in pairs for v in (A, B)], strict=True):
         assert value.dtype == torch.float32
-        assert value.shape == pair.shape
+        assert value.shape == master.shape
     agree([value.double() for value in ours], truth, 1e-2)
 
 

@@ -104,7 +104,7 @@ def test_a_step_by_hand_is_seen_at_once():
     assert not torch.equal(first, second)
 
 
-def test_a_module_called_with_another_tensor_than_the_first_runs_alone():
+def test_modules_called_with_different_tensors_still_give_their_own():
     host, batch = made("llama", "lora"), inputs("llama")
     host.fuse()
     attention = host.model.model.layers[0].self_attn

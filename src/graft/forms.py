@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from graft.errors import AdapterError
-from graft.kernels.affine.reference import scaled
+from graft.kernels.affine.reference import scaled as scaled
 from graft.site import Rows
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

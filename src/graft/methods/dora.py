@@ -1,7 +1,7 @@
 """DoRA: y = m (W + s B A) x / ‖W + s B A‖ per output row, the norm detached. Liu et al. 2024, arXiv:2402.09353.
 
-Shapes: A [r, in], B [out, r], magnitude [out]. The norm is the base's `row_norms`,
-never taken of a dense sum; the magnitude starts from the same bits, so that a fresh adapter's c = m / norm is exactly 1. The base's bias b0 is not scaled: c*(Wx + b0) + (1-c)*b0.
+Shapes: A [r, in], B [out, r], magnitude [out]. The norm is the base's `row_norms`, never taken of a dense sum; the magnitude starts from
+the same bits, so that a fresh adapter's c = m / norm is exactly 1. The base's bias b0 is not scaled: c*(Wx + b0 + s B A x) + (1-c)*b0.
 At an embedding W is [d, vocabulary], so that a row's norm is over the vocabulary, as HF PEFT has it.
 With dropout the branch alone is dropped: c*(Wx + s B A drop(x)), which needs no second product with W.
 """

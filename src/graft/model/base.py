@@ -5,7 +5,7 @@ Everything here hides the module's kind: a Linear, a transformers Conv1D (weight
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from graft.errors import TargetError
 from graft.kernels import nf4
 from graft.kernels.affine.norms import row_norms
-from graft.method import Tensors
+from graft.method import Method, Tensors
 from graft.site import Site
 
 CACHE = "cache" if parse(transformers.__version__) >= parse("5.24") else "past_key_values"  # renamed there
@@ -93,11 +93,11 @@ class ModuleBase:
             self.prepared = norms if self.prepared is None else self.prepared.copy_(norms)  # in place: compiled graphs read it
         return norms
 
-    def prepare(self, ask: Callable[[], object]) -> None:
-        """Hold what `ask` makes a form ask of this base, until the next time or until `prepared` is None."""
+    def prepare(self, method: Method, tensors: Tensors) -> None:
+        """Hold what the method's form asks of this base, until the next time or until `prepared` is None."""
         self.preparing = True
         try:
-            ask()
+            method.form(tensors, self)
         finally:
             self.preparing = False
 

@@ -6,6 +6,7 @@ kernels read them, in the dtype they are computed in, and what a form asks of it
 however often checkpointing runs a layer. Gradients flow through the forms themselves, so a method knows nothing of all this.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,24 +70,35 @@ class Group:
         """Write the branches as they are now, and make the norms ahead."""
         for slot in self.slots:
             for station in slot.stations:
-                station.base.prepare(lambda station=station, slot=slot: station.method.form(slot.own(station), station.base))
+                station.base.prepare(station.method, slot.own(station))
         if self.slots:
             self.maps.write([branch(form) for form in self.forms()])
 
-    def output(self, slot: Slot, x: Tensor) -> Tensor | None:
-        """y' [..., out] of one module for x [..., in]; None for one that is called with another tensor than the first was."""
-        if slot.place and self.x is x:
+    def output(self, slot: Slot, x: Tensor) -> Tensor:
+        """y' [..., out] of one module for x [..., in]."""
+        if self.x is x and slot.place in self.ready:
             y = self.ready.pop(slot.place)
             self.x = x if self.ready else None
             return y
-        if slot.place:
-            return None
         forms, drops = self.forms(), self.dropout if slot.training else 0.0
         seed = torch.randint(2**31 - 1, (), device=x.device) if drops else None
         ys = self.maps.run(x, [module.bias for module in self.modules], [branch(form) for form in forms], drops, seed)
-        ys = [shifted(y, form.b) for y, form in zip(ys, forms, strict=True)]
-        self.x, self.ready = (x, dict(enumerate(ys[1:], 1))) if len(ys) > 1 else (None, {})
-        return ys[0]
+        self.ready = {place: shifted(y, form.b) for place, (y, form) in enumerate(zip(ys, forms, strict=True))}
+        y = self.ready.pop(slot.place)
+        self.x = x if self.ready else None
+        return y
+
+    def clear(self) -> None:
+        """Forget outputs that nobody took."""
+        self.x, self.ready = None, {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Group":
+        """A copied model starts without: these are a forward's, not the model's."""
+        self.clear()
+        made = Group.__new__(Group)
+        memo[id(self)] = made
+        made.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
+        return made
 
 
 def branch(form: Affine) -> Branch:
@@ -100,7 +112,7 @@ class Fused:
     """All groups of one adapted model."""
 
     def __init__(self, wiring: Wiring, layout: str = "auto") -> None:
-        self.wiring, self.groups, self.ran = wiring, list[Group](), list[Ran]()
+        self.wiring, self.layout, self.groups, self.ran = wiring, layout, list[Group](), list[Ran]()
         for paths in together(wiring):
             apart = {path: reason for path in paths if (reason := why_apart(wiring, path))}
             self.ran += [Ran(path, "apart", reason) for path, reason in apart.items()]
@@ -110,10 +122,13 @@ class Fused:
                 self.ran += [Ran(path, type(self.groups[-1].maps).__name__.lower()) for path in same]
         self.state: object = None
         self.replay = Replay(self.write)
-        self.handle = wiring.model.register_forward_pre_hook(self.before)
+        # first of all: a prompt's keys and values are made by the model itself, in another of the root's hooks
+        self.handle = wiring.model.register_forward_pre_hook(self.before, prepend=True)
 
     def before(self, model: Any, args: Any) -> None:
         """Prepare what may have changed since the last forward: with gradients anything, since a fused optimizer leaves no trace."""
+        for group in self.groups:
+            group.clear()
         state = None if torch.is_grad_enabled() else [(value.data_ptr(), value._version) for value in self.trained()]
         if state is None or state != self.state:
             self.replay(self.trained())

@@ -49,7 +49,7 @@ class Remembered:
 @dataclass(eq=False)
 class Kept:
     """All of a model: parameters and buffers as they were, whole modules that were exchanged (by path), names that had no parameter
-    or another config value. `bytes` is what the merged parameters take beside all that.
+    or another config value. `bytes` is what the merged parameters take beside all that, `layout` how the adapter ran fused, if it did.
     """
 
     parameters: list[Remembered] = field(default_factory=list)
@@ -58,6 +58,7 @@ class Kept:
     added: list[tuple[nn.Module, str]] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     bytes: int = 0
+    layout: str | None = None
 
     def restore(self, model: Any) -> None:
         """Give the model everything back. Raises AdapterError, before anything is changed, where what was not kept was overwritten."""

@@ -42,6 +42,7 @@ def merge(adapted: Adapted, name: str = LIVE) -> Any:
     planned = dict(fold(model, found, lambda module: target_dtype(model, module)))
     follows = {path: owner for path, owner in followers(model, found).items() if path not in planned}
     flags = flag_biases(model, planned)
+    layout = None if adapted.fused is None else adapted.fused.layout
     adapted.detach()
     kept = remember(model, {(path, key) for path, made in planned.items() for key in made} | {(path, "weight") for path in follows})
     tied = is_tied(model)
@@ -52,7 +53,7 @@ def merge(adapted: Adapted, name: str = LIVE) -> Any:
     for flag, value in (flags | ({"tie_word_embeddings": False} if tied and not is_tied(model) else {})).items():
         kept.config[flag] = getattr(model.config, flag)
         setattr(model.config, flag, value)
-    kept.bytes = size(planned)
+    kept.bytes, kept.layout = size(planned), layout
     adapted.undo = kept
     MERGES.setdefault(model, []).append(ref(kept))
     return model
@@ -77,6 +78,8 @@ def unmerge(adapted: Adapted) -> Adapted:
     for path, slot in adapted.wiring.slots.items():
         slot.to(device=next(model.get_submodule(path).parameters()).device)
     adapted.wiring.attach()
+    if kept.layout is not None:
+        adapted.fuse(layout=kept.layout)
     return adapted
 
 

@@ -130,9 +130,7 @@ class Slot(nn.Module):
         if self.routing.slots is not None:
             return self.routed(inner, x, args, kwargs, self.routing.slots)
         if self.group is not None:
-            y = self.group.output(self, x)
-            if y is not None:
-                return y
+            return self.group.output(self, x)
         twin = getattr(self, "twin", None)
         forms = self.live()
         if forms and forms[0][0] == OWN and forms[0][1].i is not None:

@@ -10,7 +10,7 @@ from graft.kernels.affine.stacked import Stacked
 
 __all__ = ["LAYOUTS", "Branch", "Pitched", "Stacked", "laid_out"]
 
-LAYOUTS = {"pitched": Pitched, "stacked": Stacked}
+LAYOUTS: dict[str, type[Pitched] | type[Stacked]] = {"pitched": Pitched, "stacked": Stacked}
 
 
 def laid_out(weights: Sequence[Tensor], ranks: Sequence[int], layout: str = "auto") -> Pitched | Stacked:

@@ -24,7 +24,9 @@ SIZES = {
     "norms": lambda outs, R: (32, 256, 4, 3) if outs <= 8192 else (32, 128, 4, 4),
     "push": lambda tokens, R: (64, 128, 4, 1),
 }
-"""Of each kernel, for so many tokens (outputs, for the norms) and ranks: tokens a tile, its other side, warps, stages; measured on an H100."""
+"""Of each kernel, for so many tokens (outputs, for the norms) and ranks: tokens a tile, its other side, warps, stages. Measured on an
+H100.
+"""
 
 
 def takes(value: Tensor) -> bool:
@@ -99,9 +101,7 @@ def gather(parts: Tensor, tail: Tensor, S: Tensor, room: int, column: int, ranks
     )  # fmt: skip
 
 
-def pull_(
-    dys: Tensor, S: Tensor, B: Tensor, ys: list[Tensor], outputs: list[int], ranks: list[int]
-) -> tuple[Tensor, Tensor, Tensor]:
+def pull_(dys: Tensor, S: Tensor, B: Tensor, ys: list[Tensor], outputs: list[int], ranks: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     """See `skinny.pull_`."""
     total = sum(outputs)
     dS, dB = torch.empty_like(S), dys.new_empty(total, max(ranks), dtype=torch.float32)
@@ -133,10 +133,11 @@ def pull_some(
     dB_parts = dY.new_empty(count, sum(outs), R, dtype=torch.float32)
     sums = dY.new_empty(count, sum(outs), dtype=torch.float32) if ys else dB_parts
     pointers = [y.contiguous() for y in ys] or [dY]
-    ends_of = [*ends, *[ends[-1]] * more]
+    ends_of, none = [*ends, *[ends[-1]] * more], [0] * more
     tiles.pull_parts[(ends[-1], count)](
-        dY, S, B, *pointers, *pointers[:1] * (AT_ONCE - len(pointers)), dS_parts, dB_parts, sums, tokens, *outs, *[0] * more, *ranks, *[0] * more, *ends_of[:2], sum(outs),
-        dY.stride(0), S.stride(0), B.stride(0), span, SUMS=bool(ys), FLOAT=INTERPRETED, BT=BT, BO=BO, R=R, num_warps=warps, num_stages=stages,
+        dY, S, B, *pointers, *pointers[:1] * (AT_ONCE - len(pointers)), dS_parts, dB_parts, sums, tokens, *outs, *none, *ranks, *none,
+        *ends_of[:2], sum(outs), dY.stride(0), S.stride(0), B.stride(0), span,
+        SUMS=bool(ys), FLOAT=INTERPRETED, BT=BT, BO=BO, R=R, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     gather(dS_parts, tail, dS, room, column, ranks, ends)
     return dB_parts, sums

@@ -13,17 +13,16 @@ def register() -> bool:
     """Teach inductor the operator; whether it could be taught. To be called before a graph with it is compiled."""
     try:
         from torch._inductor import ir
-        from torch._inductor.lowering import lowerings, register_lowering
-        from torch._inductor.lowering import full as filled
+        from torch._inductor.lowering import full, lowerings, register_lowering
     except ImportError:
         return False
     operator = torch.ops.graft.beside.default
     if operator not in lowerings:
 
-        @register_lowering(operator, type_promotion_kind=None)  # type: ignore[untyped-decorator]
+        @register_lowering(operator, type_promotion_kind=None)
         def beside(parts: list[Any], tail: int) -> Any:
             first = parts[0]
-            zeros = filled([first.get_size()[0], tail], 0, dtype=first.get_dtype(), device=first.get_device())
+            zeros = full([first.get_size()[0], tail], 0, dtype=first.get_dtype(), device=first.get_device())
             return ir.TensorBox(ir.ConcatKernel.create([*parts, zeros], 1))
 
     return True

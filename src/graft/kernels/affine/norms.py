@@ -15,7 +15,7 @@ from graft.kernels.affine import launch
 @torch.no_grad()
 def row_norms(W: Tensor, A: Tensor, B: Tensor, own: Tensor) -> Tensor:
     """[out], detached, of `own` = ‖W‖² [out]; never 0, so that a row of zeros scales by 0 and not by NaN."""
-    total = row_norms_sq(W, A, B, own)
+    total = row_norms_sq(W, A, B, own) if launch.takes(W) or torch.compiler.is_compiling() else squares(W, A, B, own)
     return total.clamp_min(torch.finfo(total.dtype).tiny).sqrt()
 
 
@@ -24,8 +24,13 @@ def row_norms_sq(W: Tensor, A: Tensor, B: Tensor, own: Tensor) -> Tensor:
     """The squares [out]."""
     if launch.takes(W) and W.stride(1) == 1:
         return launch.row_norms_sq(W, A.contiguous(), B.contiguous(), own)
-    cross = ((W @ A.t().to(W.dtype)).to(A.dtype) * B).sum(1)
-    return own + 2 * cross + ((B @ (A @ A.t())) * B).sum(1)
+    return squares(W, A, B, own)
+
+
+def squares(W: Tensor, A: Tensor, B: Tensor, own: Tensor) -> Tensor:
+    """The same, by torch's products: `own` + rowsum((2 W A^T + B (A A^T)) * B)."""
+    cross = (W @ A.t().to(W.dtype)).to(A.dtype)
+    return own + (torch.addmm(cross, B, A @ A.t(), beta=2) * B).sum(1)
 
 
 @row_norms_sq.register_fake

@@ -6,9 +6,10 @@
          [ A_1; A_2          ]   p            [dY, dS] [W_1; W_2; A]   = Σ_j dY_j W_j + dS A      dS_j = dY_j B_j
 
 Nothing as wide as x or y is read a second time to add a branch to it. The rows of x and dY are written with a tail of p columns, which
-S and dS fill. Where an output is scaled, y_j = c_j z_j, dY_j is c_j times the gradient that comes, and dc_j = Σ_t dY_j * z_j / c_j is summed
-in the same reading of it; a scale of exactly 0 gets no gradient. The weights live in the buffer while it is in use: the modules' own parameters become views of it. S and x are what the
-backward pass needs; a compiler that may recompute a norm or an activation keeps S alone.
+S and dS fill. Where an output is scaled, y_j = c_j z_j, dY_j is c_j times the gradient that comes, and dc_j = Σ_t dY_j * z_j / c_j is
+summed in the same reading of it; a scale of exactly 0 gets no gradient. The weights live in the buffer while it is in use: the modules'
+own parameters become views of it. S and x are what the backward pass needs; a compiler that may recompute a norm or an activation keeps
+S alone.
 """
 
 from collections.abc import Sequence
@@ -102,7 +103,7 @@ class Pitched:
 
     def views(self) -> list[Tensor]:
         """W_j [out_j, in], each a view of the buffer."""
-        return list(self.buffer[: sum(self.outputs), : self.inputs].split(self.outputs))
+        return list(torch.split(self.buffer[: sum(self.outputs), : self.inputs], list(self.outputs)))
 
     @torch.no_grad()
     def write(self, branches: Sequence[Branch]) -> None:

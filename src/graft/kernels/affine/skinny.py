@@ -76,9 +76,7 @@ def _(xs: Tensor, A: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
 
 
 @torch.library.custom_op("graft::pull_", mutates_args=("dys",))
-def pull_(
-    dys: Tensor, S: Tensor, B: Tensor, ys: list[Tensor], outputs: list[int], ranks: list[int]
-) -> tuple[Tensor, Tensor, Tensor]:
+def pull_(dys: Tensor, S: Tensor, B: Tensor, ys: list[Tensor], outputs: list[int], ranks: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     """dS [T, R], dB [Σ out, max r] and, if any `ys` [T, out_j] are given, Σ_t dY * y [Σ out], of dys = [dY_1, ..., tail]
     [T, Σ out + p], S [T, R] and B [Σ out, R], whose blocks off the diagonal count as 0; the tail becomes [dS, 0].
     """

@@ -40,12 +40,12 @@ class Products(torch.autograd.Function):
         rows = x.reshape(-1, x.shape[-1])
         S = drop(rows, dropout, seed) @ A.t()
         zs = []
-        for W, B, bias, own in zip(weights, Bs, biases, S.split(ranks, 1), strict=True):
+        for W, B, bias, own in zip(weights, Bs, biases, torch.split(S, list(ranks), 1), strict=True):
             zs.append(F.linear(rows, W, bias).addmm_(own, B.t()))
         cs = rest[2 * maps + 2 :: 3]
         ctx.save_for_backward(x, S, A, seed, *rest[: 2 * maps], *cs, *(() if cs[0] is None else zs))
         ctx.dropout, ctx.ranks = dropout, ranks
-        return tuple(scaled(z, c).view(*x.shape[:-1], -1) for z, c in zip(zs, cs, strict=True))
+        return tuple(rescaled(z, c).view(*x.shape[:-1], -1) for z, c in zip(zs, cs, strict=True))
 
     @staticmethod
     @once_differentiable
@@ -56,19 +56,31 @@ class Products(torch.autograd.Function):
         weights, Bs, cs, zs = (rest[k : k + maps] for k in range(0, 4 * maps, maps))
         rows, kind = x.reshape(-1, x.shape[-1]), wide(x.dtype)
         dYs = [dy.reshape(-1, dy.shape[-1]) for dy in dys]
-        dcs = [(dY.to(kind) * z).sum(0) for dY, z in zip(dYs, zs, strict=True)] if zs else [None] * maps
-        dYs = [scaled(dY, c) for dY, c in zip(dYs, cs, strict=True)]
+        dcs = [torch.sum(dY * z, 0, dtype=kind) for dY, z in zip(dYs, zs, strict=True)] if zs else [None] * maps
+        dYs = [rescaled(dY, c) for dY, c in zip(dYs, cs, strict=True)]
         dS = torch.cat([dY @ B for dY, B in zip(dYs, Bs, strict=True)], 1)
-        dBs = [(dY.t() @ own).to(kind) for dY, own in zip(dYs, S.split(ctx.ranks, 1), strict=True)]
-        dAs = (dS.t() @ drop(rows, ctx.dropout, seed)).to(kind).split(ctx.ranks)
+        dBs = [
+            (own.t() @ dY).to(kind).t() for dY, own in zip(dYs, torch.split(S, ctx.ranks, 1), strict=True)
+        ]  # faster than the other way round
+        dAs = (dS.t() @ drop(rows, ctx.dropout, seed)).to(kind)
         dx = None
         if ctx.needs_input_grad[0]:
             dx = drop(dS @ A, ctx.dropout, seed)
             for dY, W in zip(dYs, weights, strict=True):
                 dx.addmm_(dY, W)
             dx = dx.view(x.shape)
-        branches = [value for branch in zip(dAs, dBs, dcs, strict=True) for value in branch]
+        branches = [value for branch in zip(torch.split(dAs, ctx.ranks), dBs, dcs, strict=True) for value in branch]
         return dx, None, None, None, None, None, *[None] * (2 * maps), *branches
+
+
+def rescaled(z: Tensor, c: Tensor | None) -> Tensor:
+    """c * z in the dtype of z, as `scaled`; in half precision and near 1 as z + (c - 1) z, which needs no wider copy of z.
+
+    c - 1 is rounded to half precision, and the error of that is below the rounding of the result as long as |c - 1| < |c|.
+    """
+    if c is None or z.dtype == c.dtype or torch.compiler.is_compiling() or not bool((c > 0.5).all()):
+        return scaled(z, c)
+    return torch.addcmul(z, z, (c - 1).to(z.dtype))
 
 
 class Stacked:
@@ -87,7 +99,7 @@ class Stacked:
     @torch.no_grad()
     def write(self, branches: Sequence[Branch]) -> None:
         """Copy A_j [r_j, in] and B_j [out_j, r_j]."""
-        for (A, B, _), own, held in zip(branches, self.A.split(self.ranks), self.Bs, strict=True):
+        for (A, B, _), own, held in zip(branches, torch.split(self.A, list(self.ranks)), self.Bs, strict=True):
             own.copy_(A)
             held.copy_(B)
 
