@@ -98,8 +98,8 @@ def exact(adapted):
             W = own["weight"].T if flipped else own["weight"]
             if W.dim() == 2:
                 W = W * gain * field.get("c", torch.ones(1)).double()[:, None]
-                low = field["B"] @ field["A"] if "A" in field else 0
-                W = W + (low * field["c"][:, None] if form.scales == "sum" else low)
+                B = field["B"] * field["c"][:, None] if form.scales == "sum" else field.get("B")
+                W = W + B @ field["A"] if "A" in field else W
                 W = W * field.get("i", torch.ones(1)).double() / gain
                 own["weight"] = W.T if flipped else W
             b = own.get("bias", torch.zeros(1).double()) * field.get("c", torch.ones(1)).double() + field.get("b", torch.zeros(1)).double()

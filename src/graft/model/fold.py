@@ -97,7 +97,7 @@ def folded(module: Any, form: Affine | None, trained: Tensors, dtype: torch.dtyp
     values = {name: dense(value) for name, value in module.named_parameters(recurse=False)} | trained
     made = dict(trained)
     if form is not None:
-        form = cast(apart(form), wide(next(iter(form.tensors().values()))))
+        form = apart(cast(form, wide(next(iter(form.tensors().values())))))
         names = touched(form, {name: value.shape for name, value in values.items()})
         if "weight" in names:
             weight, gain = values["weight"], gain_of(module, own_dtype(module))
