@@ -52,8 +52,6 @@ BUGS = [
         "logits[:, : self.pending.text]",
         "a prompt's logits are trimmed at the wrong end",
     ),
-    ("products.py", "- (do * out).sum(-1, keepdim=True)", "", "a prefix's weights do not make room for each other"),
-    ("joint.py", "value, out, lse, scale) if text", "value, out, lse + 1, scale) if text", "the text's gradients are of another softmax"),
     (
         "kept.py",
         "for name, value in self.config.items():",

@@ -55,6 +55,20 @@ def exact(values):
     return [value.detach().double().requires_grad_() for value in values]
 
 
+@pytest.fixture
+def short(monkeypatch):
+    """No text is too short for the joint kernel."""
+    monkeypatch.setattr(attention, "SHORT", 0)
+
+
+@pytest.fixture
+def joined(short, monkeypatch):
+    """The texts that went through the joint kernel."""
+    calls, run = [], joint.prefixed
+    monkeypatch.setattr(joint, "prefixed", lambda *args: calls.append(args[0].shape) or run(*args))
+    return calls
+
+
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_joint_attention_is_attention_over_both(shape, dtype):
@@ -92,7 +106,7 @@ def test_the_text_gets_no_gradient_where_nobody_asks_for_it(monkeypatch):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_autocast_computes_in_its_own_dtype(compiled):
+def test_autocast_computes_in_its_own_dtype(compiled, joined):
     values = tensors("grouped", torch.float32)
 
     def run(*given):
@@ -102,6 +116,7 @@ def test_autocast_computes_in_its_own_dtype(compiled):
     torch._dynamo.reset()
     found = outcome(torch.compile(run, backend="aot_eager", fullgraph=True) if compiled else run, values)
     assert found[0].dtype == torch.bfloat16
+    assert joined
     for ours, truth in zip(found, outcome(reference.prefixed, exact(values)), strict=True):
         assert (ours - truth).norm() <= 2 * BOUNDS[torch.bfloat16] * truth.norm()
 
@@ -112,14 +127,6 @@ def test_kernels_under_the_interpreter():
     done = subprocess.run([sys.executable, script], env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "all agree" in done.stdout
-
-
-@pytest.fixture
-def joined(monkeypatch):
-    """The texts that went through the joint kernel."""
-    calls, run = [], joint.prefixed
-    monkeypatch.setattr(joint, "prefixed", lambda *args: calls.append(args[0].shape) or run(*args))
-    return calls
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3"])
@@ -211,13 +218,19 @@ def test_dropout_and_rows_with_different_prefixes_are_left_to_a_mask(joined):
     assert not joined
 
 
-def test_no_kernel_on_a_device_or_for_a_kind_that_is_not_known():
+def test_no_kernel_on_a_device_or_for_a_kind_that_is_not_known(joined):
     meta = torch.empty(1, 2, 8, 8, device="meta")
     assert not attention.is_fast(meta, meta, meta)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         assert not attention.is_fast(*tensors("shared", torch.float32)[:3])
     assert attention.is_fast(*tensors("shared", torch.float32)[:3])
     assert not attention.is_fast(*tensors("shared", torch.float32)[:2], torch.empty(2, 4, 17, 6))
+
+
+@pytest.mark.parametrize("length", [511, 512])
+def test_a_cpu_joins_long_texts_only(length):
+    query = torch.empty(1, 1, length, 8)
+    assert attention.is_fast(query, query, query) == (length >= 512)
 
 
 @pytest.fixture
@@ -239,7 +252,7 @@ def counted():
 @pytest.mark.parametrize("setting", ["prefix", "prefix_mlp", "prompt"])
 @pytest.mark.parametrize("name", ["llama", "mistral"])
 @pytest.mark.filterwarnings("ignore")
-def test_blocks_are_one_graph_of_a_kind_and_none_is_made_anew(name, setting, checkpointed, counted):
+def test_blocks_are_one_graph_of_a_kind_and_none_is_made_anew(name, setting, checkpointed, counted, short):
     compiler, graphs = counted
     config = CONFIGS[name]()
     config.num_hidden_layers = 4

@@ -72,8 +72,6 @@ def test_the_whole_model_is_one_graph_to_train_and_one_to_evaluate(name, setting
     host = adapted(name, setting)
     model, batch = host.model, inputs(name)
     run = compiler(model)
-    virtual = any(word in setting for word in DOORWAY)
-    bound = 5e-6 if virtual else 1e-6  # compiled, transformers always makes a mask: a prefix meets another kernel than without one
     for mode in (True, False):
         model.train(mode)
         before = len(graphs)
@@ -81,15 +79,15 @@ def test_the_whole_model_is_one_graph_to_train_and_one_to_evaluate(name, setting
             for seed in range(3):
                 shake(host, seed)
                 ours, theirs = run(**batch, use_cache=False).logits, model(**batch, use_cache=False).logits
-                close(ours, theirs, bound)
+                close(ours, theirs, 1e-6)
                 if mode:
                     mine, other = (torch.autograd.grad(out.square().sum(), host.parameters()) for out in (ours, theirs))
                     for a, b in zip(mine, other, strict=True):
-                        close(a, b, bound)
+                        close(a, b, 1e-6)
                 if not seed:
                     first = len(graphs)
         assert len(graphs) == first, "another value made another graph"
-        assert first - before <= (3 if virtual else 1)
+        assert first - before <= (3 if any(word in setting for word in DOORWAY) else 1)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

@@ -6,11 +6,12 @@ from torch import Tensor
 from graft.kernels.attention import joint, reference, stock
 
 __all__ = ["is_fast", "prefixed"]
+SHORT = 512  # tokens of a text below which a CPU is faster with a mask: it has no launches to save, and a small mask costs it little
 
 
 def is_fast(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether `prefixed` runs these [B, H, T, d], [B, K, T, d] by a fused kernel; a constant to torch.compile."""
-    if query.shape[2] != key.shape[2] or query.shape[3] != value.shape[3]:
+    if query.shape[2] != key.shape[2] or query.shape[3] != value.shape[3] or (query.device.type == "cpu" and query.shape[2] < SHORT):
         return False
     return bool(stock.available(query.device, computed(query), query.shape[3], query.shape[1] != key.shape[1]))
 

@@ -47,13 +47,14 @@ def join(
     text_row, text_head, text_place, out_row, out_head, out_place, BT: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """out and lse of text and prefix together, a tile of the text; `shared` heads read one key."""
-    number = tl.program_id(1).to(tl.int64)
+    number, first = tl.program_id(1).to(tl.int64), tl.program_id(0).to(tl.int64) * BT
     row, head = number // heads, number % heads
-    place, column = tl.program_id(0) * BT + tl.arange(0, BT), tl.arange(0, D)
+    lane, column = tl.arange(0, BT)[:, None], tl.arange(0, D)[None, :]
+    place = first + tl.arange(0, BT)
     here = place < length
-    inside = here[:, None] & (column[None, :] < d)
-    q_tile = tl.load(q + (row * q_row + head * q_head) + (place[:, None] * q_place + column[None, :]), mask=inside, other=0.0)
-    own = tl.load(text + (row * text_row + head * text_head) + (place[:, None] * text_place + column[None, :]), mask=inside, other=0.0)
+    inside = here[:, None] & (column < d)
+    q_tile = tl.load(q + (row * q_row + head * q_head + first * q_place) + (lane * q_place + column), mask=inside, other=0.0)
+    own = tl.load(text + (row * text_row + head * text_head + first * text_place) + (lane * text_place + column), mask=inside, other=0.0)
     before = tl.load(lse_text + number * length + place, mask=here, other=0.0)
     k, v = prefix(kv, row, head // shared, n, d, kv_side, kv_row, kv_head, kv_place, q_tile.dtype, N, D)
     s = scores(q_tile, k, n, scale, N)
@@ -61,7 +62,7 @@ def join(
     both = top + tl.log(tl.sum(tl.exp(s - top[:, None]), 1) + tl.exp(before - top))
     w = tl.exp(s - both[:, None]).to(q_tile.dtype)
     joint = tl.dot(w, v, own.to(tl.float32) * tl.exp(before - both)[:, None], input_precision="ieee")
-    tl.store(out + (row * out_row + head * out_head) + (place[:, None] * out_place + column[None, :]), joint, mask=inside)
+    tl.store(out + (row * out_row + head * out_head + first * out_place) + (lane * out_place + column), joint, mask=inside)
     tl.store(lse + number * length + place, both, mask=here)
 
 
@@ -74,32 +75,32 @@ def differentiate(
     """dq of a span of the text, if TEXT, and the span's part of dk_p and dv_p; do, out and dq are laid out alike."""
     part, number = tl.program_id(0), tl.program_id(1).to(tl.int64)
     row, head = number // heads, number % heads
-    lane, column, position = tl.arange(0, BT), tl.arange(0, D), tl.arange(0, N)
+    lane, column, position = tl.arange(0, BT)[:, None], tl.arange(0, D)[None, :], tl.arange(0, N)[:, None]
     k, v = prefix(kv, row, head // shared, n, d, kv_side, kv_row, kv_head, kv_place, q.dtype.element_ty, N, D)
     dk, dv = tl.zeros((N, D), tl.float32), tl.zeros((N, D), tl.float32)
     q += row * q_row + head * q_head
     dq_text += row * text_row + head * text_head
     alike = row * out_row + head * out_head
     for step in range(0, span, BT):
-        place = part * span + step + lane
+        first = (part * span + step).to(tl.int64)
+        place = first + tl.arange(0, BT)
         here = place < length
-        inside = here[:, None] & (column[None, :] < d)
-        at = place[:, None] * out_place + column[None, :]
-        q_tile = tl.load(q + (place[:, None] * q_place + column[None, :]), mask=inside, other=0.0)
-        do = tl.load(grad + alike + at, mask=inside, other=0.0)
-        D_t = tl.sum(do.to(tl.float32) * tl.load(out + alike + at, mask=inside, other=0.0).to(tl.float32), 1)
+        inside = here[:, None] & (column < d)
+        start, at = alike + first * out_place, lane * out_place + column
+        q_tile = tl.load(q + first * q_place + (lane * q_place + column), mask=inside, other=0.0)
+        do = tl.load(grad + start + at, mask=inside, other=0.0)
+        D_t = tl.sum(do.to(tl.float32) * tl.load(out + start + at, mask=inside, other=0.0).to(tl.float32), 1)
         w = tl.exp(scores(q_tile, k, n, scale, N) - tl.load(lse + number * length + place, mask=here, other=float("inf"))[:, None])
         ds = (w * (tl.dot(do, tl.trans(v), input_precision="ieee") - D_t[:, None])).to(q_tile.dtype)
         dk = tl.dot(tl.trans(ds), q_tile, dk, input_precision="ieee")
         dv = tl.dot(tl.trans(w.to(do.dtype)), do, dv, input_precision="ieee")
         if TEXT:
-            own = tl.load(dq_text + (place[:, None] * text_place + column[None, :]), mask=inside, other=0.0).to(tl.float32)
-            tl.store(dq + alike + at, own + tl.dot(ds, k, input_precision="ieee") * scale, mask=inside)
-    inside = (position[:, None] < n) & (column[None, :] < d)
+            own = tl.load(dq_text + first * text_place + (lane * text_place + column), mask=inside, other=0.0).to(tl.float32)
+            tl.store(dq + start + at, own + tl.dot(ds, k, input_precision="ieee") * scale, mask=inside)
+    inside = (position < n) & (column < d)
     parts += (number * tl.num_programs(0) + part) * 2 * n * d
-    start = parts + (position[:, None] * d + column[None, :])
-    tl.store(start, dk * scale, mask=inside)
-    tl.store(start + n * d, dv, mask=inside)
+    tl.store(parts + position * d + column, dk * scale, mask=inside)
+    tl.store(parts + n * d + position * d + column, dv, mask=inside)
 
 
 def places(x: Tensor) -> tuple[int, int, int]:
