@@ -35,7 +35,9 @@ def sections(cards: Sequence[Fields], cpus: Sequence[Fields], runs: Sequence[Fie
     results = measured(cards) | measured(cpus)
     made = {name: table(results) for name, table in TABLES.items()}
     made |= {"machine": [machine(cards)], "cpu-machine": [machine(cpus)], "curves": curves(runs) if runs else ["Not measured yet."]}
-    return made
+    said = "Time and peak memory to the frozen limit, against"
+    return made | {f"{name}-plot": [f"![{said} {words}](performance/{name}.png)" if plotted(results, name) else "–"]
+                   for name, (words, _) in AXES.items()}  # fmt: skip
 
 
 def rendered(text: str, made: dict[str, list[str]]) -> str:

@@ -1,15 +1,23 @@
-"""The parts of the benchmarks that need no card: what plans name, which card measures what, what is not measured again."""
+"""The parts of the benchmarks that need no card: what plans name, which card measures what, and what the page makes of results."""
 
 import json
+import re
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
 
+import train_report
+from steps import agreement
+from steps.cpu import spread
 from steps.plans import METHODS, PLANS, planned
+from steps.plots import plotted
 from steps.points import LIMIT, Point
 from steps.pool import Pool, Queue, left, lines_of
+from steps.results import measured
 from steps.rows import SHAPES, prepared
+from steps.tables import TABLES, reached
 
 
 def test_what_a_row_does_not_depend_on_is_no_part_of_its_name():
@@ -92,3 +100,98 @@ def test_the_limit_trains_nothing_and_has_a_gradient_at_its_embeddings():
     out = row.model.get_input_embeddings()(torch.tensor([[1, 2]]))
     assert out.requires_grad
     assert out.is_leaf
+
+
+def line(point, ms, peak=None, card="0", session="s", **more):
+    """A line of results as the pool writes it."""
+    facts = {
+        "device": "a card",
+        "card": card,
+        "session": session,
+        "date": "2026-11-27T10:00:00+00:00",
+        "versions": {"torch": "2", "peft": ""},
+    }
+    own = {"ms": ms, "peak_bytes": peak or 0, "peak_after_4": peak or 0, "peak_last": peak or 0, "cold_s": 1.0, "bits": 4.127}
+    return {"point": json.loads(point.key)} | facts | own | more
+
+
+def synthetic():
+    """Lines of every plan of cards: two cards of which the second is a tenth slower, LoRA 1.05 of its limit, all else 1.2."""
+    lines = []
+    for card, slow in (("0", 1.0), ("1", 1.1)):
+        for name in PLANS:
+            for point in planned([name]) if name not in ("cpu", "smoke") else ():
+                if point.anchor == point or (point.batch + point.rank) % 2 == int(card):
+                    cost = 1.0 if point.anchor == point else 1.05 if point.row == "lora" else 1.2
+                    lines.append(line(point, 200 * cost * slow * point.batch, int(1e10 * cost * point.batch), card))
+    return lines
+
+
+def test_a_ratio_is_to_the_limit_of_the_same_card_session_and_repetition():
+    limit, lora = Point(), Point(row="lora")
+    lines = [line(limit, 200, 10), line(limit, 220, 10, card="1"), line(lora, 231, 11, card="1"), line(lora, 999, session="later")]
+    assert measured(lines)[lora].ratio == pytest.approx(1.05)
+    assert measured(lines)[lora].memory == pytest.approx(1.1)
+    again = replace(lora, repeat=1)
+    lines += [line(again.anchor, 300), line(again, 330)]
+    assert measured(lines)[lora].ratio == pytest.approx((1.05 + 1.1) / 2)
+    assert (measured(lines)[lora].low, measured(lines)[lora].high) == pytest.approx((1.05, 1.1))
+
+
+def test_results_of_unlike_cards_share_no_table():
+    with pytest.raises(ValueError, match=r"a card, another"):
+        measured([line(Point(), 1), line(Point(row="lora"), 1, device="another")])
+
+
+def test_what_failed_is_said_and_what_was_measured_once_more_counts():
+    lora = Point(row="lora")
+    failed = {"point": json.loads(lora.key), "failed": "OutOfMemoryError: CUDA out of memory."}
+    assert measured([failed])[lora].failed.startswith("OutOfMemory")
+    assert "| `lora` | out of memory |" in "\n".join(TABLES["table"](measured([failed])))
+    assert measured([failed, line(Point(), 1), line(lora, 2)])[lora].ratio == 2
+
+
+def test_a_figure_is_reached_only_where_all_of_it_was_measured_and_is_low_enough():
+    assert reached((1.0, 1.08), (1.0, 1.03)) == "yes"
+    assert reached((1.0, 1.08), (1.04, 1.03)) == "**no**"
+    assert reached((1.0, 1.08), (None, 1.03)) == "**no**"
+    assert reached((None, 1.08), (None, 1.03)) == "–"
+
+
+def test_the_tables_say_what_the_results_say():
+    made = train_report.sections(synthetic(), [], [])
+    assert "| LoRA, 4096 tokens | ≤ 1.08 | 1.050 | ≤ 1.03 | 1.050 | **no** | 1.200, 1.200 |" in made["goals"]
+    assert "| weights in NF4 | ≤ 4.127 bits a parameter | 4.127 | yes |" in made["figures"]
+    assert "| LoRA on NF4, 8192 tokens | ≤ 1.12 of LoRA on bfloat16 | 1.000 | yes |" in made["figures"]
+    assert made["tokens-plot"][0].endswith("(performance/tokens.png)")
+    assert made["rank"][2].startswith("| `lora` | 1.050, 1.050 |")
+
+
+def test_a_plot_is_the_same_for_the_same_results():
+    results = measured(synthetic())
+    assert plotted(results, "tokens") == plotted(results, "tokens") != plotted(results, "rank")
+    assert plotted({}, "rank") is None
+
+
+def test_the_page_is_what_the_results_say():
+    text = train_report.PAGE.read_text()
+    made = train_report.sections(*train_report.read())
+    assert set(re.findall(r"<!-- ([\w-]+): made", text)) == set(made)
+    assert train_report.rendered(text, made) == text, "python benchmarks/train_report.py writes it anew"
+
+
+def curve(way, losses, validation):
+    return {"method": "lora", "way": way, "losses": losses, "validation_loss": validation}
+
+
+def test_curves_are_as_near_as_the_controls_or_that_is_said():
+    losses = [2.0 - 0.01 * step for step in range(100)]
+    near, far = [loss * 1.001 for loss in losses], [loss * 1.01 for loss in losses]
+    assert agreement.apart(curve("fast", far, 1.1), curve("reference", losses, 1.0)) == pytest.approx((0.01, 0.01, 0.1))
+    runs = [curve("reference", losses, 1.0), curve("fast", near, 1.0), curve("float32", far, 1.0)]
+    assert agreement.table(runs)[-1].endswith("| 0.10% / 0.10% / 0.00% | – | 1.00% / 1.00% / 0.00% | yes |")
+    assert agreement.table([runs[0], runs[1] | {"losses": far}, runs[2] | {"losses": near}])[-1].endswith("**no** |")
+
+
+def test_quartiles_are_of_the_ratios_of_each_round():
+    assert spread([2.0, 3.0, 8.0], [1.0, 1.0, 2.0]) == [2.5, 3.0, 3.5]

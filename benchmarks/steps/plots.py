@@ -29,7 +29,7 @@ LOOKS = (
     Look("peft-lora-best", "PEFT LoRA", LIGHT.families["scale"], "-"),
     Look("peft-dora-best", "PEFT DoRA", LIGHT.families["scale"], (0, (5, 2))),
 )
-VALUES = {"time of a step to the frozen limit": "ratio", "peak memory to the frozen limit": "memory"}
+VALUES = {"time of a step, frozen limit = 1": "ratio", "peak memory, frozen limit = 1": "memory"}
 AXES = {
     "tokens": ("tokens a step, rank 16", [(batch * length, {"batch": batch, "tokens": length}) for batch, length in LENGTHS]),
     "rank": ("rank, 4096 tokens a step", [(rank, {"rank": rank}) for rank in RANKS]),
