@@ -23,11 +23,20 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 def drop(x: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
     """x [T, in] with a share of its values dropped and the rest scaled, as decided by `seed` alone; x itself without dropout."""
-    if not dropout or seed is None:
-        return x
+    return dropped(x, dropout, seed) if dropout and seed is not None else x
+
+
+@torch.library.custom_op("graft::dropped", mutates_args=())
+def dropped(x: Tensor, dropout: float, seed: Tensor) -> Tensor:
+    """The same, with dropout."""
     generator = torch.Generator(x.device).manual_seed(int(seed))
     kept = torch.rand(x.shape, generator=generator, device=x.device) >= dropout
     return x * kept.to(x.dtype).div_(1 - dropout)
+
+
+@dropped.register_fake
+def _(x: Tensor, dropout: float, seed: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
 
 
 def fused(value: Tensor) -> bool:
