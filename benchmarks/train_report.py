@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from steps import curve_plots
 from steps.agreement import table as curves
 from steps.plots import AXES, plotted
 from steps.pool import Fields, lines_of
@@ -35,9 +36,16 @@ def sections(cards: Sequence[Fields], cpus: Sequence[Fields], runs: Sequence[Fie
     results = measured(cards) | measured(cpus)
     made = {name: table(results) for name, table in TABLES.items()}
     made |= {"machine": [machine(cards)], "cpu-machine": [machine(cpus)], "curves": curves(runs) if runs else ["Not measured yet."]}
-    said = "Time and peak memory to the frozen limit, against"
-    return made | {f"{name}-plot": [f"![{said} {words}](performance/{name}.png)" if plotted(results, name) else "–"]
-                   for name, (words, _) in AXES.items()}  # fmt: skip
+    words = {name: f"Time and peak memory to the frozen limit, against {label}" for name, (label, _) in AXES.items()}
+    words["curves"] = "Training loss of every method, the fast way and the plain one"
+    return made | {f"{name}-plot": [f"![{words[name]}](performance/{name}.png)" if drawn else "–"]
+                   for name, drawn in drawings(cards, runs).items()}  # fmt: skip
+
+
+def drawings(cards: Sequence[Fields], runs: Sequence[Fields]) -> dict[str, bytes | None]:
+    """Every plot's PNG by name; None where the results fill none."""
+    results = measured(cards)
+    return {name: plotted(results, name) for name in AXES} | {"curves": curve_plots.plotted(runs)}
 
 
 def rendered(text: str, made: dict[str, list[str]]) -> str:
@@ -49,9 +57,8 @@ def main() -> None:
     """Write the page and its plots."""
     cards, cpus, runs = read()
     PAGE.write_text(rendered(PAGE.read_text(), sections(cards, cpus, runs)))
-    results = measured(cards)
-    for name in AXES:
-        if (drawn := plotted(results, name)) is not None:
+    for name, drawn in drawings(cards, runs).items():
+        if drawn is not None:
             PLOTS.mkdir(exist_ok=True)
             (PLOTS / f"{name}.png").write_bytes(drawn)
 
