@@ -87,7 +87,7 @@ def normed():
     for outs, inputs, r in ((70, 150, 5), (33, 20, 33)):
         W, A, B = torch.randn(outs, inputs), torch.randn(r, inputs), torch.randn(outs, r)
         args = W, A, B, W.square().sum(1)
-        agree(norms.row_norms_sq(*args) / 100, plain(norms.row_norms_sq, *args) / 100, "row_norms_sq")
+        agree(norms.operator(*args) / 100, plain(norms.operator, *args) / 100, "row_norms")
 
 
 written()

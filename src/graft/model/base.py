@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from graft.errors import TargetError
 from graft.kernels import nf4
 from graft.kernels.affine.norms import row_norms
-from graft.method import Method, Tensors
+from graft.method import Tensors
 from graft.site import Site
 
 CACHE = "cache" if parse(transformers.__version__) >= parse("5.24") else "past_key_values"  # renamed there
@@ -92,14 +92,6 @@ class ModuleBase:
         if self.preparing:
             self.prepared = norms if self.prepared is None else self.prepared.copy_(norms)  # in place: compiled graphs read it
         return norms
-
-    def prepare(self, method: Method, tensors: Tensors) -> None:
-        """Hold what the method's form asks of this base, until the next time or until `prepared` is None."""
-        self.preparing = True
-        try:
-            method.form(tensors, self)
-        finally:
-            self.preparing = False
 
     def parameters(self) -> Tensors:
         """The module's own, copied."""

@@ -68,11 +68,16 @@ class Group:
     @torch.no_grad()
     def prepare(self) -> None:
         """Write the branches as they are now, and make the norms ahead."""
-        for slot in self.slots:
-            for station in slot.stations:
-                station.base.prepare(station.method, slot.own(station))
-        if self.slots:  # made here and now: what a slot remembers may be of before an optimizer that leaves no trace
-            self.maps.write([branch(ordered(slot.stations, slot.own, slot.outputs)[0][1]) for slot in self.slots])
+        bases = [station.base for slot in self.slots for station in slot.stations]
+        for base in bases:
+            base.preparing = True
+        try:  # forms made here and now: what a slot remembers may be of before an optimizer that leaves no trace
+            branches = [branch(ordered(slot.stations, slot.own, slot.outputs)[0][1]) for slot in self.slots]
+        finally:
+            for base in bases:
+                base.preparing = False
+        if branches:
+            self.maps.write(branches)
 
     def output(self, slot: Slot, x: Tensor) -> Tensor:
         """y' [..., out] of one module for x [..., in]."""

@@ -62,13 +62,13 @@ def parts_of(length: int, block: int, others: int) -> tuple[int, int]:
     return -(-length // span), span
 
 
-def row_norms_sq(W: Tensor, A: Tensor, B: Tensor, own: Tensor) -> Tensor:
-    """See `norms.row_norms_sq`."""
+def row_norms(W: Tensor, A: Tensor, B: Tensor, own: Tensor) -> Tensor:
+    """See `norms.row_norms`."""
     (outs, width), ranks, R = W.shape, len(A), padded(len(A))
     BO, BK, warps, stages = SIZES["norms"](outs, R)
     total = torch.empty_like(own)
     tiles.norms[(-(-outs // BO),)](
-        W, A, B, A @ A.t(), own, total, outs, width, ranks, W.stride(0),
+        W, A, B, own, total, outs, width, ranks, W.stride(0),
         FLOAT=INTERPRETED, BO=BO, BK=BK if R <= 64 else 32, R=R, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return total

@@ -15,24 +15,24 @@ from graft.kernels.affine import launch
 @torch.no_grad()
 def row_norms(W: Tensor, A: Tensor, B: Tensor, own: Tensor) -> Tensor:
     """[out], detached, of `own` = ‖W‖² [out]; never 0, so that a row of zeros scales by 0 and not by NaN."""
-    total = row_norms_sq(W, A, B, own) if launch.takes(W) or torch.compiler.is_compiling() else squares(W, A, B, own)
+    return operator(W, A, B, own) if launch.takes(W) or torch.compiler.is_compiling() else plain(W, A, B, own)
+
+
+@torch.library.custom_op("graft::row_norms", mutates_args=())
+def operator(W: Tensor, A: Tensor, B: Tensor, own: Tensor) -> Tensor:
+    """The same, as a compiler takes it."""
+    if launch.takes(W) and W.stride(1) == 1:
+        return launch.row_norms(W, A.contiguous(), B.contiguous(), own)
+    return plain(W, A, B, own)
+
+
+def plain(W: Tensor, A: Tensor, B: Tensor, own: Tensor) -> Tensor:
+    """The same, by torch's products: `own` + rowsum((2 W A^T + B (A A^T)) * B)."""
+    cross = (W @ A.t().to(W.dtype)).to(A.dtype)
+    total = own + (torch.addmm(cross, B, A @ A.t(), beta=2) * B).sum(1)
     return total.clamp_min(torch.finfo(total.dtype).tiny).sqrt()
 
 
-@torch.library.custom_op("graft::row_norms_sq", mutates_args=())
-def row_norms_sq(W: Tensor, A: Tensor, B: Tensor, own: Tensor) -> Tensor:
-    """The squares [out]."""
-    if launch.takes(W) and W.stride(1) == 1:
-        return launch.row_norms_sq(W, A.contiguous(), B.contiguous(), own)
-    return squares(W, A, B, own)
-
-
-def squares(W: Tensor, A: Tensor, B: Tensor, own: Tensor) -> Tensor:
-    """The same, by torch's products: `own` + rowsum((2 W A^T + B (A A^T)) * B)."""
-    cross = (W @ A.t().to(W.dtype)).to(A.dtype)
-    return own + (torch.addmm(cross, B, A @ A.t(), beta=2) * B).sum(1)
-
-
-@row_norms_sq.register_fake
+@operator.register_fake
 def _(W: Tensor, A: Tensor, B: Tensor, own: Tensor) -> Tensor:
     return torch.empty_like(own)

@@ -10,6 +10,8 @@ x [T, in + p] and dY [T, Σ out + p] have tails of p columns for what is R = Σ 
 are Triton kernels (graft.kernels.affine.tiles), which read each wide operand once; elsewhere they are torch's own products.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -37,6 +39,14 @@ def dropped(x: Tensor, dropout: float, seed: Tensor) -> Tensor:
 @dropped.register_fake
 def _(x: Tensor, dropout: float, seed: Tensor) -> Tensor:
     return x.new_empty(x.shape)
+
+
+def remembered(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """What the way back needs: the same values are dropped."""
+    ctx.dropout, ctx.seed = inputs[1:]
+
+
+dropped.register_autograd(lambda ctx, dy: (dropped(dy, ctx.dropout, ctx.seed), None, None), setup_context=remembered)
 
 
 def fused(value: Tensor) -> bool:

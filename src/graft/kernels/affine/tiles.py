@@ -208,13 +208,16 @@ def write_branches(
 
 @jit
 def norms(
-    W, A, B, AA, own, total, outs, width, ranks, pitch,
+    W, A, B, own, total, outs, width, ranks, pitch,
     FLOAT: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr, R: tl.constexpr,
 ):  # fmt: skip
-    """total [out] = own + 2 rowsum((W A^T) * B) + rowsum((B AA) * B), W read once; A, B and AA [r, r] lie without gaps."""
+    """total [out] = the root of own + 2 rowsum((W A^T) * B) + rowsum((B (A A^T)) * B), W read once; A and B lie without gaps.
+
+    Both products of A are of A in W's dtype, and their sums in float32.
+    """
     out, r, lane = tl.program_id(0) * BO + tl.arange(0, BO), tl.arange(0, R), tl.arange(0, BK)
     inside, present = out < outs, r < ranks
-    cross = tl.zeros((BO, R), tl.float32)
+    cross, square = tl.zeros((BO, R), tl.float32), tl.zeros((R, R), tl.float32)
     for start in range(0, width, BK):
         column = start + lane
         real = column < width
@@ -222,8 +225,9 @@ def norms(
         a = tl.load(A + r[None, :] * width + column[:, None], mask=present[None, :] & real[:, None], other=0.0)
         if FLOAT:
             w = w.to(tl.float32)
-        cross = tl.dot(w, a.to(w.dtype), cross, input_precision="ieee")
+        a = a.to(w.dtype)
+        cross = tl.dot(w, a, cross, input_precision="ieee")
+        square = tl.dot(tl.trans(a), a, square, input_precision="ieee")
     b = tl.load(B + out[:, None] * ranks + r[None, :], mask=inside[:, None] & present[None, :], other=0.0)
-    square = tl.load(AA + r[:, None] * ranks + r[None, :], mask=present[:, None] & present[None, :], other=0.0)
     added = tl.sum(2 * cross * b + tl.dot(b, square, input_precision="ieee") * b, 1)
-    tl.store(total + out, tl.load(own + out, mask=inside, other=0.0) + added, mask=inside)
+    tl.store(total + out, tl.sqrt(tl.maximum(tl.load(own + out, mask=inside, other=0.0) + added, 1.1754944e-38)), mask=inside)

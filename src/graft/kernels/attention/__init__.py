@@ -29,6 +29,6 @@ def prefixed(query: Tensor, key: Tensor, value: Tensor, kv: Tensor, scale: float
 def computed(query: Tensor) -> torch.dtype:
     """The dtype that attention is computed in."""
     kind = query.device.type
-    if query.dtype == torch.float64 or not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    if query.dtype == torch.float64 or kind not in ("cpu", "cuda") or not torch.is_autocast_enabled(kind):
         return query.dtype
     return torch.get_autocast_dtype(kind)
