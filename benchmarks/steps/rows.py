@@ -10,6 +10,7 @@ import transformers
 import graft
 from graft.kernels import nf4
 from graft.methods import METHODS
+from graft.model import rebuilt
 from graft.model.checkpointing import checkpointed
 from steps.points import LIMIT, Point
 
@@ -92,13 +93,14 @@ def fast(adapted: graft.Adapted, fuses: bool, compiles: bool) -> None:
     if fuses:
         adapted.fuse()
     if compiles:
-        compile_blocks(adapted.model)
+        torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
+        compile_blocks(adapted.model, backend=rebuilt.inductor)
 
 
-def compile_blocks(model: Any, whole: bool = True) -> None:
+def compile_blocks(model: Any, whole: bool = True, backend: Any = "inductor") -> None:
     """Compile each block by itself; `whole` refuses one that is not a single graph."""
     for layer in model.model.layers:
-        layer.compile(fullgraph=whole)
+        layer.compile(fullgraph=whole, backend=backend)
 
 
 def peft_row(model: Any, point: Point) -> Row:

@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from graft.kernels.affine import lowering
+
 RULES = {"ban_recompute_materialized_backward": False}
 """What differs from torch's defaults: a tensor that a product of the backward pass reads may be rebuilt.
 
@@ -89,6 +91,7 @@ def inductor(graph: fx.GraphModule, inputs: Sequence[Any]) -> Any:
         from torch._inductor.compile_fx import compile_fx
     from torch._functorch import config
 
+    lowering.register()
     with config.patch(RULES):
         return compile_fx(graph, inputs, config_patches={"joint_custom_post_pass": rewriting()})
 
