@@ -16,7 +16,7 @@ from steps.agreement import table as curves
 from steps.plots import AXES, plotted
 from steps.pool import Fields, lines_of
 from steps.results import machine, measured
-from steps.tables import TABLES
+from steps.tables import TABLES, cold
 
 ROOT = Path(__file__).parent.parent
 PAGE, RESULTS = ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "results"
@@ -35,7 +35,12 @@ def sections(cards: Sequence[Fields], cpus: Sequence[Fields], runs: Sequence[Fie
     """What is made, by name."""
     results = measured(cards) | measured(cpus)
     made = {name: table(results) for name, table in TABLES.items()}
-    made |= {"machine": [machine(cards)], "cpu-machine": [machine(cpus)], "curves": curves(runs) if runs else ["Not measured yet."]}
+    made |= {
+        "machine": [machine(cards)],
+        "cpu-machine": [machine(cpus)],
+        "cold": cold(cards),
+        "curves": curves(runs) if runs else ["Not measured yet."],
+    }
     words = {name: f"Time and peak memory to the frozen limit, against {label}" for name, (label, _) in AXES.items()}
     words["curves"] = "Training loss of every method, the fast way and the plain one"
     return made | {f"{name}-plot": [f"![{words[name]}](performance/{name}.png)" if drawn else "–"]

@@ -65,6 +65,11 @@ def cpu() -> list[Point]:
     return [Point(row=row, shape="smollm2", batch=8, tokens=48, rank=8, threads=threads) for threads in (1, 2) for row in CPU]
 
 
+def cold() -> list[Point]:
+    """What the first step costs; to be measured with empty compile caches, into a file of its own."""
+    return points(("lora", "dora", "ia3", "prefix", "peft-lora-best"))
+
+
 def smoke() -> list[Point]:
     """Every row and every setting on a model that fits anywhere: whether all of it runs, not how fast."""
     small = {"shape": "tiny", "batch": 2, "tokens": 32, "rank": 4}
@@ -76,7 +81,7 @@ def smoke() -> list[Point]:
 
 PLANS = {
     "table": table, "tokens": tokens, "rank": rank, "checkpointing": checkpointing, "dropout": dropout, "nf4": nf4,
-    "past-the-limit": past_the_limit, "cpu": cpu, "smoke": smoke,
+    "past-the-limit": past_the_limit, "cpu": cpu, "cold": cold, "smoke": smoke,
 }  # fmt: skip
 
 

@@ -29,7 +29,11 @@ class Measured:
 
 
 def measured(lines: Sequence[Line]) -> dict[Point, Measured]:
-    """Every point of these lines, repetitions together. Raises ValueError if they are of unlike cards, which must not share a table."""
+    """Every point of these lines, repetitions together, but for those with empty caches, whose first step alone is of interest.
+
+    Raises ValueError if they are of unlike cards, which must not share a table.
+    """
+    lines = [line for line in lines if not line.get("cold")]
     devices = {line["device"] for line in lines if "device" in line}
     if len(devices) > 1:
         raise ValueError(f"results of unlike devices in one folder: {', '.join(sorted(devices))}")

@@ -6,7 +6,7 @@ from dataclasses import replace
 from steps.goals import FIGURES, GOALS, NONE, Results
 from steps.plans import CPU, CURVES, LENGTHS, METHODS, RANKS, checkpointing, dropout, nf4, past_the_limit, table
 from steps.points import LIMIT, Point
-from steps.results import GIB, Measured
+from steps.results import GIB, Line, Measured
 
 DASH = "–"
 
@@ -65,7 +65,7 @@ def cells(one: Measured) -> list[str]:
     if one.failed:
         reason = "out of memory" if "out of memory" in one.failed.lower() else "failed"
         return [reason, *[DASH] * 4]
-    many = f" ({one.low:.3f} to {one.high:.3f})" if len(one.lines) > 1 and one.low and one.high else ""
+    many = f" ({one.low:.3f} to {one.high:.3f})" if one.low and one.high and one.high > one.low else ""
     cold = max(line["cold_s"] for line in one.lines)
     return [f"{one.ms:.1f}", times(one.ratio) + many, f"{one.peak / GIB:.1f}", times(one.memory), f"{cold:.1f}"]
 
@@ -92,6 +92,13 @@ def flat(results: Results) -> list[str]:
         return ["Not measured yet."]
     said = f"Of {len(known)} measurements on cards, the last step's peak is above the fourth's in {len(grown) or 'none'}"
     return [said + (f": {'; '.join(grown)}." if grown else ".")]
+
+
+def cold(lines: Sequence[Line]) -> list[str]:
+    """How long the first step takes where nothing is compiled yet, and what making and adapting the model takes before it."""
+    found = [line for line in lines if line.get("cold") and "failed" not in line]
+    body = [[f"`{line['point']['row']}`", f"{line['setup_s']:.1f}", f"{line['cold_s']:.1f}", str(line["graphs"])] for line in found]
+    return rows_of(["row", "set up, s", "first step, s", "graphs"], body) if body else ["Not measured yet."]
 
 
 def cpu(results: Results) -> list[str]:
