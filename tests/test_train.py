@@ -1,8 +1,10 @@
 """Training: the exact loss, the guards, early stopping, and what is left behind when a run is stopped."""
 
 import copy
+import logging
 import os
 import signal
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,16 +13,20 @@ import torch
 from transformers import BertConfig, BertLMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from graft.compare.starts import start
-from graft.data import Example, Row
+from graft.data import Example, Row, collate
 from graft.errors import TrainingError
 from graft.methods import METHODS
+from graft.model import regional
 from graft.model.adapted import adapt
-from graft.train import TrainConfig, train
-from graft.train import loop as training
+from graft.model.families import is_causal
+from graft.model.supervised import token_losses
+from graft.train import TrainConfig, loop, step, train
 from graft.train.interrupt import Interrupt
 from graft.train.meter import PeakMemory
 from graft.train.progress import Steps, duration
 from graft.train.recipe import factor
+from settings import SETTINGS
+from tiny import ENCODERS, MODELS, tiny
 
 TOKENIZER = SimpleNamespace(pad_token_id=0, eos_token_id=1)
 SETUP = TrainConfig(learning_rate=1e-2, max_steps=6, batch_size=4, warmup=0.0)
@@ -147,24 +153,24 @@ def test_every_method_trains_on_a_bfloat16_base_and_leaves_it_as_it_was(name, ti
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def spoiled(monkeypatch, step, accum=1):
+def spoiled(monkeypatch, since, accum=1):
     """From the given step on, the losses of the batch's second row are NaN."""
-    real, calls = training.token_losses, []
+    real, calls = step.token_losses, []
 
     def token_losses(model, batch):
         calls.append(1)
         losses, rows = real(model, batch)
-        return torch.where((rows == 1) & torch.tensor(len(calls) > (step - 1) * accum), torch.nan, losses), rows
+        return torch.where((rows == 1) & torch.tensor(len(calls) > (since - 1) * accum), torch.nan, losses), rows
 
-    monkeypatch.setattr(training, "token_losses", token_losses)
+    monkeypatch.setattr(step, "token_losses", token_losses)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_row(monkeypatch):
     healthy = llama()
     run(healthy, replace(SETUP, max_steps=2, schedule="constant"))
     adapted, order = llama(), []
-    monkeypatch.setattr(training, "collate", lambda part, pad, real=training.collate: order.append(part) or real(part, pad))
-    spoiled(monkeypatch, step=3)
+    monkeypatch.setattr(step, "collate", lambda part, pad, real=step.collate, **how: order.append(part) or real(part, pad, **how))
+    spoiled(monkeypatch, since=3)
     with pytest.raises(TrainingError, match=r"step 3: the loss is not finite") as caught:
         run(adapted, replace(SETUP, schedule="constant"))
     assert order[-1][1].row.where in str(caught.value)
@@ -213,7 +219,7 @@ def test_early_stopping_puts_the_best_tensors_back(monkeypatch):
         seen[step] = adapted.values()
         return next(losses)
 
-    monkeypatch.setattr(training, "_evaluate", evaluate)
+    monkeypatch.setattr(loop, "_evaluate", evaluate)
     config = replace(SETUP, max_steps=50, eval_every=2, patience=2)
     result = run(adapted, config, validation=examples(5, seed=1))
     assert (result.stopped, result.steps, result.best_step, result.validation_loss) == ("early", 8, 4, 1.0)
@@ -297,3 +303,150 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(capsys):
     assert len(lines) == 10
     assert lines[-1].startswith("lora  step 20/20  loss 1.5  ")
     assert [duration(value) for value in (42, 425, 7380)] == ["42 s", "7 min 5 s", "2 h 3 min"]
+
+
+def padded(model, rows, length):
+    """The losses of a batch that is padded to a length, with a mask and without."""
+    batch = collate(rows, 0, multiple=length)
+    plain = {name: value for name, value in batch.items() if name != "attention_mask"}
+    return token_losses(model, batch)[0], token_losses(model, plain)[0]
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in ENCODERS])
+@pytest.mark.parametrize("setting", ["lora", "prefix", "prompt", "prefix_unshifted"])
+def test_padding_on_the_right_needs_no_mask_in_a_causal_model(name, setting):
+    host = adapt(tiny(name), SETTINGS[setting])
+    assert is_causal(host.model)
+    masked, plain = padded(host.model, examples(4), 16)
+    alone = torch.cat([token_losses(host.model, collate([row], 0))[0] for row in examples(4)])
+    torch.testing.assert_close(plain, masked, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(plain, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_an_encoder_and_an_unknown_model_keep_their_mask():
+    assert not is_causal(tiny("bert"))
+    model = tiny("llama")
+    model.config.model_type = "nobody knows"
+    assert not is_causal(model)
+
+
+def test_labels_that_stay_on_the_cpu_are_read_there():
+    batch, model = collate(examples(3), 0), tiny("llama")
+    losses, rows = token_losses(model, batch)
+    expected = [row for row, example in enumerate(examples(3)) for _ in range(example.trained)]
+    assert (rows.tolist(), len(losses)) == (expected, len(expected))
+
+
+@pytest.fixture
+def plainly(monkeypatch):
+    """Blocks are compiled to graphs that run as they are; the shapes of the batches."""
+    torch._dynamo.reset()
+    logging.getLogger("torch.__trace").setLevel(logging.WARNING)
+    shapes = []
+    monkeypatch.setattr(regional, "inductor", lambda graph, _: graph.forward)
+    monkeypatch.setattr(step, "token_losses", lambda model, batch, real=token_losses: shapes.append(batch) or real(model, batch))
+    yield shapes
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_blocks_train_to_the_same_tensors(plainly, checkpointing):
+    compiled, plain = llama(), llama()
+    config = replace(SETUP, eval_every=3, checkpointing=checkpointing, strict=True)
+    result = run(compiled, replace(config, compile="on"), validation=examples(3, seed=1))
+    expected = run(plain, config, validation=examples(3, seed=1))
+    assert all(torch.allclose(x, y, atol=1e-6) for x, y in zip(compiled.values(), plain.values(), strict=True))
+    assert result.validation_loss == pytest.approx(expected.validation_loss, rel=1e-5)
+    assert (expected.compiled, expected.notes) == (None, [])
+    assert (result.compiled.blocks, result.notes) == (2, [])
+    assert 0 < result.compiled.graphs <= 4
+    assert not any("_compiled_call_impl" in vars(module) for module in compiled.model.modules())
+
+
+def test_compiled_models_get_batches_of_few_lengths(plainly, monkeypatch):
+    monkeypatch.setattr(step, "LENGTH", 8)
+    rows = examples(30)
+    run(llama(), replace(SETUP, compile="on", max_steps=8), rows)
+    longest = max(len(example.ids) for example in rows)
+    assert longest % 8
+    assert {batch["input_ids"].shape[1] for batch in plainly} <= {8, longest}
+    assert not any("attention_mask" in batch for batch in plainly)
+    assert "attention_mask" not in plainly[0]
+
+
+def test_a_block_that_cannot_be_compiled_is_a_note_or_an_error_if_strict(plainly):
+    def broken():
+        adapted = llama()
+        mlp = adapted.model.model.layers[1].mlp
+        mlp.forward = lambda x, inner=mlp.forward: torch._dynamo.graph_break() or inner(x)
+        return adapted
+
+    adapted, plain = broken(), llama()
+    result = run(adapted, replace(SETUP, compile="on"))
+    run(plain)
+    assert all(torch.allclose(x, y, atol=1e-6) for x, y in zip(adapted.values(), plain.values(), strict=True))
+    assert "model.layers.1 cannot be compiled" in result.notes[0]
+    strict = broken()
+    before = strict.values()
+    with pytest.raises(TrainingError, match=r"model\.layers\.1 cannot be compiled as one graph"):
+        run(strict, replace(SETUP, compile="on", strict=True))
+    assert same(strict.values(), before)
+
+
+def test_the_host_reads_what_is_computed_once_a_step(monkeypatch):
+    reads = []
+
+    def watched(name):
+        real = getattr(torch.Tensor, name)
+
+        def read(self, *args, **how):
+            reads.append(name) if self.is_floating_point() else None
+            return real(self, *args, **how)
+
+        monkeypatch.setattr(torch.Tensor, name, read)
+
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__", "nonzero"):
+        watched(name)
+    per_step = []
+    config = replace(SETUP, grad_accum=2, batch_size=3)
+    run(llama(), config, on_step=lambda _: per_step.append(list(reads)) or reads.clear())
+    assert per_step == [["tolist"]] * config.max_steps  # which gradients are there, in the first two steps, are whole numbers
+
+
+@pytest.mark.parametrize("name", ["adamw8bit", "paged_adamw", "paged_adamw8bit"])
+def test_optimizers_of_bitsandbytes_train_or_are_refused(name):
+    pytest.importorskip("bitsandbytes")
+    adapted, plain = llama("up_proj"), llama("up_proj")
+    config = replace(SETUP, learning_rate=1e-3)
+    if name.startswith("paged"):
+        with pytest.raises(TrainingError, match=f"optimizer {name} moves its states between a GPU and the host"):
+            run(adapted, replace(config, optimizer=name))
+        return
+    start = plain.values()
+    run(adapted, replace(config, optimizer=name))
+    run(plain, config)
+    moved = [x - s for x, s in zip(adapted.values(), start, strict=True)]
+    expected = [y - s for y, s in zip(plain.values(), start, strict=True)]
+    assert all((x - y).norm() < 0.1 * y.norm() for x, y in zip(moved, expected, strict=True))
+    assert not same(adapted.values(), plain.values())
+
+
+def test_an_optimizer_that_cannot_be_is_refused_in_a_sentence(monkeypatch):
+    with pytest.raises(TrainingError, match="optimizer is 'sgd'; it must be one of adamw, adamw8bit"):
+        TrainConfig(optimizer="sgd")
+    wide = llama()
+    wide.model.double()
+    with pytest.raises(TrainingError, match=r"trains float32 tensors, and these are torch\.float64"):
+        run(wide, replace(SETUP, optimizer="adamw8bit"))
+    pytest.importorskip("bitsandbytes")
+    import bitsandbytes
+
+    def step(self):
+        raise NotImplementedError("no kernel for this device")
+
+    monkeypatch.setattr(bitsandbytes.optim.AdamW8bit, "step", step)
+    with pytest.raises(TrainingError, match=r"optimizer adamw8bit cannot run on cpu with this bitsandbytes \(no kernel for this device\)"):
+        run(llama(), replace(SETUP, optimizer="adamw8bit"))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(TrainingError, match=r"needs bitsandbytes: pip install 'graft-peft\[nf4\]'"):
+        run(llama(), replace(SETUP, optimizer="adamw8bit"))

@@ -39,6 +39,7 @@ BatchSize = Annotated[int, typer.Option("--batch-size", help="Rows a forward.")]
 GradAccum = Annotated[int, typer.Option("--grad-accum", help="Batches an optimizer step.")]
 MaxLength = Annotated[int, typer.Option("--max-length", help="Tokens a row; longer prompts lose their beginning.")]
 Checkpointing = Annotated[bool, typer.Option("--checkpointing", help="Recompute activations in the backward pass to save memory.")]
+Compile = Annotated[str, typer.Option("--compile", help="Compile the transformer's blocks: auto (where it pays), on or off.")]
 Rows = Annotated[int, typer.Option("--rows", help="Rows of the data whose logits are compared.")]
 MaxGap = Annotated[float | None, typer.Option("--max-gap", help="Largest logit gap allowed; what rounding explains when left out.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with the same names as the options; options given here win.")]
@@ -89,6 +90,7 @@ def compare(
     bad_rows: BadRows = "fail",
     nf4: Nf4 = False,
     checkpointing: Checkpointing = False,
+    compile: Compile = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the split and the first run.")] = 0,
     config: ConfigFile = None,
 ) -> None:
@@ -157,6 +159,11 @@ def train(
     bad_rows: BadRows = "fail",
     nf4: Nf4 = False,
     checkpointing: Checkpointing = False,
+    compile: Compile = "auto",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop where a block cannot be compiled, instead of running it as it is.")
+    ] = False,
+    optimizer: Annotated[str, typer.Option(help="adamw, or bitsandbytes' adamw8bit, paged_adamw or paged_adamw8bit.")] = "adamw",
     tracker: Annotated[str, typer.Option(help="An experiment tracker that accelerate knows, such as tensorboard.")] = "none",
     config: ConfigFile = None,
 ) -> None:

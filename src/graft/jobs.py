@@ -62,6 +62,9 @@ class TrainJob:
     bad_rows: str = "fail"
     nf4: bool = False
     checkpointing: bool = False
+    compile: str = "auto"
+    strict: bool = False
+    optimizer: str = "adamw"
     tracker: str = "none"
 
 
@@ -82,8 +85,7 @@ def train_job(job: TrainJob, console: Console) -> Path:
     held_out = data.read(job.eval_data, bad_rows=job.bad_rows) if job.eval_data else None
     loaded = load(job.model, nf4=job.nf4)
     examples = data.tokenise(table.rows, loaded.tokenizer, job.max_length)
-    for note in (f"{len(table.bad)} rows that cannot be read are left out" if table.bad else "", examples.note):
-        console.print(note, highlight=False) if note else None
+    say(console, f"{len(table.bad)} rows that cannot be read are left out" if table.bad else "", examples.note)
     before = digests(loaded.model)
     method = changed(start(job.method, first_prompts(table, loaded)), job.set)
     adapted = adapt(loaded.model, method, tokenizer=loaded.tokenizer, seed=job.seed)
@@ -96,6 +98,7 @@ def train_job(job: TrainJob, console: Console) -> Path:
         console.print(f"Stopped ({stop}); nothing was saved.", highlight=False)
         raise
     proof = untouched(loaded.model, before)
+    say(console, *result.notes)
     folder = Path(job.output_dir)
     adapted.save(folder, tokenizer=loaded.tokenizer)
     loaded.tokenizer.save_pretrained(folder)
@@ -111,6 +114,12 @@ def train_job(job: TrainJob, console: Console) -> Path:
         facts["scores"] = {"metric": scores.metric, "value": scores.value, **scores.others}
     atomic_write(folder / "run.json", json.dumps(facts, indent=1) + "\n")
     return folder
+
+
+def say(console: Console, *notes: str) -> None:
+    """Print those of the notes that say something, a line each."""
+    for note in filter(None, notes):
+        console.print(note, highlight=False)
 
 
 def untouched(model: Any, before: dict[str, str]) -> dict[str, str]:

@@ -44,6 +44,7 @@ class CompareConfig:
     full: bool = False
     nf4: bool = False
     checkpointing: bool = False
+    compile: str = "auto"
     shots: tuple[int, ...] = (1, 2, 4, 8)
     seed: int = 0
     demo: bool = False

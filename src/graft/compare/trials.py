@@ -101,6 +101,7 @@ def fit(bench: Bench, adapted: Adapted, rate: float, seed: int, label: str) -> T
         patience=EVALUATIONS,
         seed=seed,
         checkpointing=config.checkpointing,
+        compile=config.compile,
     )
     held_out = bench.material.validated(config, bench.bounds)
     tokenizer = bench.loaded.tokenizer

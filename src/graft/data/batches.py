@@ -11,14 +11,19 @@ from graft.errors import DataError
 IGNORED = -100
 
 
-def collate(examples: Sequence[Example], pad_id: int, *, side: str = "right") -> dict[str, torch.Tensor]:
-    """input_ids, attention_mask and labels, each int64 [B, T], T the longest; labels are -100 where a token is not trained.
+def collate(
+    examples: Sequence[Example], pad_id: int, *, side: str = "right", multiple: int = 1, most: int | None = None
+) -> dict[str, torch.Tensor]:
+    """input_ids, attention_mask and labels, each int64 [B, T]; labels are -100 where a token is not trained.
 
-    `side` is where the padding goes; training pads right, generation left. Raises DataError for no examples or another side.
+    T is the longest, or the next multiple of `multiple` that is not above `most`, so that batches have few different lengths. `side` is
+    where the padding goes; training pads right, generation left. Raises DataError for no examples or another side.
     """
     if not examples or side not in ("left", "right"):
         raise DataError("collate needs at least one example, and side 'left' or 'right'")
-    shape = (len(examples), max(len(example.ids) for example in examples))
+    longest = max(len(example.ids) for example in examples)
+    rounded = -(-longest // multiple) * multiple
+    shape = (len(examples), rounded if most is None else max(longest, min(rounded, most)))
     ids = torch.full(shape, pad_id, dtype=torch.long)
     mask = torch.zeros(shape, dtype=torch.long)
     labels = torch.full(shape, IGNORED, dtype=torch.long)

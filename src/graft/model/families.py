@@ -285,3 +285,9 @@ def logit_map(model: Any) -> tuple[float, float] | None:
     if str(config.model_type) not in FAMILIES:
         return None
     return 1 / float(getattr(config, "logits_scaling", None) or 1), float(getattr(config, "final_logit_softcapping", None) or 0)
+
+
+def is_causal(model: Any) -> bool:
+    """Whether it is known that no position reads a later one, so that padding on the right needs no mask."""
+    kind = str(model.config.model_type)
+    return kind in FAMILIES and (FAMILIES[kind] is not BERT or bool(model.config.is_decoder))

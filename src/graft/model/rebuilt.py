@@ -70,6 +70,7 @@ def inserted(graph: fx.Graph, before: fx.Node, work: Callable[..., Tensor], give
                 result = known[node.args[0]]
             elif node.op != "placeholder":
                 known[node] = graph.node_copy(node, known.__getitem__)
+                known[node].meta = before.meta | known[node].meta  # what was to be recomputed (checkpointing) still is
     return result
 
 

@@ -20,14 +20,16 @@ IGNORED = -100
 
 
 def token_losses(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood of each supervised token [N] (nats, float32 or wider) and the row it stands in [N].
+    """Negative log-likelihood of each supervised token [N] (nats, float32 or wider) and the row it stands in [N], where the labels are.
 
-    `batch` holds input_ids, attention_mask and labels [B, T], labels -100 where not trained; position t predicts t + 1.
+    `batch` holds input_ids, attention_mask (or none) and labels [B, T], labels -100 where not trained; position t predicts t + 1. Labels on
+    the CPU beside a model on a GPU keep the host from waiting for it: how many are supervised is known at once.
     """
     labels = batch["labels"]
     mask = torch.zeros_like(labels, dtype=torch.bool)
     mask[:, :-1] = labels[:, 1:] != IGNORED
-    targets = labels[:, 1:][mask[:, :-1]]
+    rows, columns = mask.nonzero(as_tuple=True)
+    targets = moved(labels[rows, columns + 1], batch["input_ids"].device)
     known = families.logit_map(model) if is_plain(model.get_output_embeddings()) else None
     if known is None:
         logits = logits_at(model, batch, mask)
@@ -35,7 +37,12 @@ def token_losses(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tenso
     else:
         hidden = hidden_at(model, batch, mask)
         losses = loss.token_losses(hidden, model.get_output_embeddings().weight, targets, *known)
-    return losses, mask.nonzero()[:, 0]
+    return losses, rows
+
+
+def moved(value: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device. From the CPU to a GPU by way of pinned memory, which is read when its turn comes: nobody waits."""
+    return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and value.device.type == "cpu" else value.to(device)
 
 
 def is_plain(head: Any) -> bool:
@@ -73,10 +80,14 @@ def picked(model: Any, batch: Mapping[str, Tensor], mask: Tensor, use: Callable[
     if head is None:
         raise ModelError(f"{type(model).__name__} has no language-model head: load it with AutoModelForCausalLM")
 
+    device = batch["input_ids"].device
+    rows, columns = (moved(place, device) for place in mask.nonzero(as_tuple=True))
+
     def pick(module: Any, args: tuple[Any, ...]) -> tuple[Tensor]:
         hidden = args[0]
-        extra = hidden.shape[1] - mask.shape[1]
-        return (use(hidden[F.pad(mask, (extra, 0))]),)
+        length = hidden.shape[1]
+        places = (rows * length + columns + length - mask.shape[1]).to(hidden.device)
+        return (use(hidden.flatten(0, 1).index_select(0, places)),)
 
     handle = head.register_forward_pre_hook(pick)
     try:

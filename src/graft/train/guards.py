@@ -4,7 +4,9 @@ Each check raises TrainingError with the step, the rows or the modules concerned
 optimizer's step, so that the tensors stay what they were.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -23,18 +25,27 @@ class Placed(Protocol):
         ...
 
 
-def finite_losses(losses: torch.Tensor, row_of: torch.Tensor, rows: Sequence[Placed], when: str) -> None:
-    """Raise unless every loss is finite. losses: [N] nats, row_of: [N] index into `rows` of each loss's row."""
-    if bool(torch.isfinite(losses.sum())):
+@dataclass(frozen=True)
+class Seen:
+    """The losses [N] of one batch, nats, and which of its rows each stands in, [N] on the CPU."""
+
+    rows: Sequence[Placed]
+    losses: torch.Tensor
+    row_of: torch.Tensor
+
+
+def finite_losses(total: float, batches: Iterable[Seen], when: str) -> None:
+    """Raise unless the sum over all losses of these batches, `total`, is finite; names the rows whose loss is not."""
+    if math.isfinite(total):
         return
-    bad = [rows[int(i)] for i in torch.unique(row_of[~torch.isfinite(losses)])] or rows
+    bad = [seen.rows[int(i)] for seen in batches for i in torch.unique(seen.row_of[~torch.isfinite(seen.losses).cpu()])]
     advice = "Look at these rows; if they are in order, lower the learning rate."
     raise TrainingError(f"{when}: the loss is not finite on {listed(row.where for row in bad)}; nothing was changed. {advice}")
 
 
-def finite_gradients(norm: torch.Tensor, named: Mapping[str, torch.nn.Parameter], rows: Sequence[Placed], when: str) -> None:
+def finite_gradients(norm: float, named: Mapping[str, torch.nn.Parameter], rows: Sequence[Placed], when: str) -> None:
     """Raise unless the norm over all gradients is finite; names the modules whose gradient is not, and the step's rows."""
-    if bool(torch.isfinite(norm)):
+    if math.isfinite(norm):
         return
     bad = [name for name, tensor in named.items() if tensor.grad is not None and not bool(torch.isfinite(tensor.grad).all())]
     where = listed(dict.fromkeys(module_of(name) for name in bad)) if bad else "its norm over all tensors"
@@ -44,7 +55,9 @@ def finite_gradients(norm: torch.Tensor, named: Mapping[str, torch.nn.Parameter]
 
 def with_gradient(named: Mapping[str, torch.nn.Parameter]) -> set[str]:
     """Names of the tensors whose gradient has an element other than zero now."""
-    return {name for name, tensor in named.items() if tensor.grad is not None and bool(tensor.grad.count_nonzero())}
+    counts = {name: tensor.grad.count_nonzero() for name, tensor in named.items() if tensor.grad is not None}
+    known = torch.stack(list(counts.values())).tolist() if counts else []  # read at once
+    return {name for name, count in zip(counts, known, strict=True) if count}
 
 
 def reached(named: Iterable[str], touched: set[str], steps: int) -> None:

@@ -13,27 +13,27 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from graft.data import Example, collate, epochs
+from graft.data import Example, epochs
 from graft.errors import TrainingError
+from graft.kernels.optimizers import optimizer
 from graft.model.checkpointing import checkpointed
+from graft.model.regional import pays, regional
 from graft.model.supervised import token_losses
 from graft.train import guards
-from graft.train.interrupt import Interrupt
 from graft.train.meter import PeakMemory
 from graft.train.progress import Steps
-from graft.train.recipe import Step, TrainConfig, TrainResult, factor
+from graft.train.recipe import Step, TrainConfig, TrainResult
+from graft.train.step import Run, batch_of, summed, take
 
 __all__ = ["Step", "TrainConfig", "TrainResult", "Trainable", "token_losses", "train"]
 
-WATCHED_STEPS = 2  # after so many steps every trained module must have had a gradient
 WARM_STEPS = 2  # left out of the timing: allocators, kernels and caches settle
 CURVE_POINTS = 100
 
@@ -49,27 +49,6 @@ class Trainable(Protocol):
     def parameters(self) -> list[nn.Parameter]:
         """The trainable tensors."""
         ...
-
-
-@dataclass
-class _Run:
-    """The state of one run."""
-
-    model: nn.Module
-    named: dict[str, nn.Parameter]
-    config: TrainConfig
-    accelerator: Any
-    optimizer: Any
-    rows: Iterator[list[Example]]
-    validation: Sequence[Example]
-    pad_id: int
-    interrupt: Interrupt = field(default_factory=Interrupt)
-    tokens: int = 0
-    times: list[tuple[float, int]] = field(default_factory=list)  # seconds and tokens of each step
-    since_point: list[tuple[float, int]] = field(default_factory=list)  # sum of losses and their number, since the last point
-    curve: list[dict[str, float | int | None]] = field(default_factory=list)
-    touched: set[str] = field(default_factory=set)
-    best: tuple[float, int, dict[str, torch.Tensor]] | None = None
 
 
 def train(
@@ -90,12 +69,14 @@ def train(
     state is left as it was. Raises TrainingError (see the module) and KeyboardInterrupt, both between two whole steps.
     """
     run = _start(adapted, tokenizer, examples, validation or (), config)
+    compiles = config.compile == "on" or (config.compile == "auto" and pays(run.model, _tokens(examples, config)))
     started = time.perf_counter()
     device = next(run.model.parameters()).device
     with ExitStack() as stack:
         peak = stack.enter_context(PeakMemory(device))
         stack.enter_context(_seeded(config.seed, device))
         stack.enter_context(_training(run))
+        run.regional = stack.enter_context(regional(run.model, compiles, strict=config.strict))
         stack.enter_context(run.interrupt)
         shown = stack.enter_context(Steps(config.max_steps, label, progress))
         stopped = _steps(run, shown, on_step)
@@ -103,7 +84,7 @@ def train(
     return _result(run, time.perf_counter() - started, peak.bytes, stopped, best_step)
 
 
-def _start(adapted: Trainable, tokenizer: Any, examples: Sequence[Example], validation: Sequence[Example], config: TrainConfig) -> _Run:
+def _start(adapted: Trainable, tokenizer: Any, examples: Sequence[Example], validation: Sequence[Example], config: TrainConfig) -> Run:
     wanted = {id(tensor) for tensor in adapted.parameters() if tensor.requires_grad}
     named = {name: tensor for name, tensor in adapted.model.named_parameters() if id(tensor) in wanted}
     if not named:
@@ -113,11 +94,17 @@ def _start(adapted: Trainable, tokenizer: Any, examples: Sequence[Example], vali
     if config.eval_every and not validation:
         raise TrainingError("eval_every is set but there are no validation examples.")
     accelerator = _accelerator(config)
-    fused = all(tensor.device.type in ("cpu", "cuda") for tensor in named.values())
-    optimizer = torch.optim.AdamW(list(named.values()), lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused)
+    made = optimizer(config.optimizer, list(named.values()), config.learning_rate, config.weight_decay)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     rows = epochs(examples, config.batch_size * config.grad_accum, config.seed)
-    return _Run(adapted.model, named, config, accelerator, accelerator.prepare(optimizer), rows, validation, pad or 0)
+    longest = max(len(example.ids) for example in (*examples, *validation))
+    return Run(adapted.model, named, config, accelerator, accelerator.prepare(made), rows, validation, pad or 0, longest)
+
+
+def _tokens(examples: Sequence[Example], config: TrainConfig) -> int:
+    """About how many tokens a run reads."""
+    rows = config.max_steps * config.batch_size * config.grad_accum
+    return rows * sum(len(example.ids) for example in examples) // len(examples)
 
 
 def _accelerator(config: TrainConfig) -> Any:
@@ -145,7 +132,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _training(run: _Run) -> Iterator[None]:
+def _training(run: Run) -> Iterator[None]:
     """Training mode and checkpointing inside the block; after it the model's own mode, no gradients, trackers closed."""
     was = run.model.training
     run.model.train()
@@ -159,12 +146,12 @@ def _training(run: _Run) -> Iterator[None]:
             run.accelerator.end_training()
 
 
-def _steps(run: _Run, shown: Steps, on_step: Callable[[Step], None] | None) -> str:
+def _steps(run: Run, shown: Steps, on_step: Callable[[Step], None] | None) -> str:
     """All steps; says why it ended."""
     config = run.config
     for step in range(1, config.max_steps + 1):
         run.interrupt.check(f"training stopped before step {step}")
-        loss, norm, rate = _step(run, step, next(run.rows))
+        loss, norm, rate = take(run, step, next(run.rows))
         last = step == config.max_steps
         due = bool(run.validation) and (last or (config.eval_every > 0 and step % config.eval_every == 0))
         validation_loss = _evaluate(run, step) if due else None
@@ -180,76 +167,28 @@ def _steps(run: _Run, shown: Steps, on_step: Callable[[Step], None] | None) -> s
     return "max_steps"
 
 
-def _step(run: _Run, step: int, rows: list[Example]) -> tuple[float, float, float]:
-    """One optimizer step over `rows`: mean loss a token, gradient norm before clipping, learning rate."""
-    started = time.perf_counter()
-    when, size = f"step {step}", run.config.batch_size
-    parts = [rows[i : i + size] for i in range(0, len(rows), size)]
-    batches = [_batch(run, part) for part in parts]
-    supervised = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
-    if not supervised:
-        raise TrainingError(f"{when}: no token to learn in rows {guards.listed(example.row.where for example in rows)}.")
-    run.optimizer.zero_grad()
-    total = 0.0
-    for part, batch in zip(parts, batches, strict=True):
-        losses, row_of = token_losses(run.model, batch)
-        guards.finite_losses(losses.detach(), row_of, [example.row for example in part], when)
-        run.accelerator.backward(losses.sum() / supervised)
-        total += float(losses.detach().sum())
-    norm = _checked_norm(run, step, rows)
-    rate = run.config.learning_rate * factor(run.config, step)
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate
-    run.optimizer.step()
-    tokens = sum(len(example.ids) for example in rows)
-    run.tokens += tokens
-    run.since_point.append((total, supervised))
-    run.times.append((time.perf_counter() - started, tokens))
-    return total / supervised, norm, rate
-
-
-def _batch(run: _Run, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-    device = next(run.model.parameters()).device
-    batch: dict[str, torch.Tensor] = collate(examples, run.pad_id)
-    return {name: tensor.to(device) for name, tensor in batch.items()}
-
-
-def _checked_norm(run: _Run, step: int, rows: list[Example]) -> float:
-    """Norm over all gradients, guarded; the gradients are clipped to `config.clip`."""
-    gradients = [tensor.grad for tensor in run.named.values() if tensor.grad is not None]
-    norm = get_total_norm(gradients) if gradients else torch.zeros(())
-    guards.finite_gradients(norm, run.named, [example.row for example in rows], f"step {step}")
-    if step <= WATCHED_STEPS:
-        run.touched |= guards.with_gradient(run.named)
-    if step == min(WATCHED_STEPS, run.config.max_steps):
-        guards.reached(run.named, run.touched, step)
-    if run.config.clip:
-        clip_grads_with_norm_(run.named.values(), run.config.clip, norm)
-    return float(norm)
-
-
 @torch.no_grad()
-def _evaluate(run: _Run, step: int) -> float:
+def _evaluate(run: Run, step: int) -> float:
     """Mean loss a supervised token over the validation examples."""
-    total, count, size = 0.0, 0, run.config.batch_size
+    seen, size = [], run.config.batch_size
     run.model.eval()
     for i in range(0, len(run.validation), size):
         run.interrupt.check(f"training stopped after step {step}")
         part = run.validation[i : i + size]
-        losses, row_of = token_losses(run.model, _batch(run, part))
-        guards.finite_losses(losses, row_of, [example.row for example in part], f"validation after step {step}")
-        total, count = total + float(losses.sum()), count + len(losses)
+        seen.append(guards.Seen([example.row for example in part], *token_losses(run.model, batch_of(run, part))))
     run.model.train()
-    return total / max(count, 1)
+    total = float(summed(seen))
+    guards.finite_losses(total, seen, f"validation after step {step}")
+    return total / max(sum(len(part.losses) for part in seen), 1)
 
 
-def _keep_best(run: _Run, step: int, loss: float) -> None:
+def _keep_best(run: Run, step: int, loss: float) -> None:
     """With early stopping on, keep a copy of the tensors if they are the best so far."""
     if run.config.patience and (run.best is None or loss < run.best[0]):
         run.best = loss, step, {name: tensor.detach().clone() for name, tensor in run.named.items()}
 
 
-def _point(run: _Run, step: int, validation_loss: float | None) -> None:
+def _point(run: Run, step: int, validation_loss: float | None) -> None:
     """One point of the curve (the mean training loss since the last one), also sent to the tracker."""
     loss = sum(total for total, _ in run.since_point) / sum(count for _, count in run.since_point)
     run.since_point.clear()
@@ -259,7 +198,7 @@ def _point(run: _Run, step: int, validation_loss: float | None) -> None:
 
 
 @torch.no_grad()
-def _restore_best(run: _Run) -> int | None:
+def _restore_best(run: Run) -> int | None:
     """Put back the tensors of the best evaluation, if any were kept; returns its step."""
     if run.best is None:
         return None
@@ -268,7 +207,7 @@ def _restore_best(run: _Run) -> int | None:
     return run.best[1]
 
 
-def _result(run: _Run, seconds: float, peak: int, stopped: str, best_step: int | None) -> TrainResult:
+def _result(run: Run, seconds: float, peak: int, stopped: str, best_step: int | None) -> TrainResult:
     timed = run.times[WARM_STEPS:] or run.times
     spent = sum(second for second, _ in timed)
     losses = [point["validation_loss"] for point in run.curve if point["validation_loss"] is not None]
@@ -283,4 +222,5 @@ def _result(run: _Run, seconds: float, peak: int, stopped: str, best_step: int |
         stopped=stopped,
         validation_loss=run.best[0] if run.best else (losses[-1] if losses else None),
         best_step=best_step,
+        compiled=run.regional.report if run.regional else None,
     )

@@ -2,7 +2,8 @@
 
 The learning rate rises linearly to its peak during `warmup` (a fraction of the steps), then falls to zero in a line or half
 a cosine, or stays. `seconds_per_step` is the median over the steps after the first two, evaluation not counted. Tokens are
-all tokens that are not padding.
+all tokens that are not padding. Compiling the model's blocks (graft.model.regional) is on where it pays ("auto": a GPU, and enough work),
+"on" or "off"; with `strict` a block that cannot run so is an error.
 """
 
 import math
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from graft.errors import TrainingError
+from graft.kernels.optimizers import OPTIMIZERS
+from graft.model.regional import CHOICES, Compiled
 
 SCHEDULES: dict[str, Callable[[float], float]] = {  # of the fraction of the steps after warm-up that are done
     "linear": lambda done: 1.0 - done,
@@ -35,6 +38,9 @@ class TrainConfig:
     patience: int = 0
     seed: int = 0
     checkpointing: bool = False
+    compile: str = "auto"
+    strict: bool = False
+    optimizer: str = "adamw"
     tracker: str = "none"
     tracker_dir: str = "runs"
 
@@ -47,8 +53,9 @@ class TrainConfig:
             raise TrainingError(f"learning_rate is {self.learning_rate}; it must be a positive number.")
         if not 0 <= self.warmup < 1:
             raise TrainingError(f"warmup is {self.warmup}; it is a fraction of the steps, from 0 to less than 1.")
-        if self.schedule not in SCHEDULES:
-            raise TrainingError(f"schedule is {self.schedule!r}; it must be one of {', '.join(SCHEDULES)}.")
+        for name, choices in {"schedule": SCHEDULES, "compile": CHOICES, "optimizer": OPTIMIZERS}.items():
+            if getattr(self, name) not in choices:
+                raise TrainingError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}.")
         if self.patience and not self.eval_every:
             raise TrainingError("patience needs eval_every: early stopping looks at the validation loss.")
 
@@ -67,7 +74,11 @@ class Step:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run did. `stopped` is "max_steps" or "early"; `validation_loss` is that of the tensors now in the model."""
+    """What a run did. `stopped` is "max_steps" or "early"; `validation_loss` is that of the tensors now in the model.
+
+    `seconds` is everything; `seconds_per_step` and `tokens_per_second` leave out what the compiler took. `compiled` is None where no
+    block was to be compiled.
+    """
 
     steps: int
     tokens: int
@@ -79,6 +90,12 @@ class TrainResult:
     stopped: str
     validation_loss: float | None = None
     best_step: int | None = None
+    compiled: Compiled | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should hear, a line each."""
+        return [] if self.compiled is None else self.compiled.notes
 
 
 def factor(config: TrainConfig, step: int) -> float:

@@ -1,0 +1,117 @@
+"""One optimizer step: batches, losses, gradients, the guards, the update.
+
+The host waits for the device once a step: what the guards and the report need (the sum of all losses, the norm of all gradients) is read
+together, before the optimizer's step. Labels stay on the CPU, where they are counted, and all else is copied from pinned memory.
+
+Rows are padded on the right, to a multiple of `LENGTH` where the model is compiled, so that a few graphs serve all lengths. No position of
+a causal model reads what comes after it, so it gets no mask: the losses are the same, and attention keeps its fast causal kernel.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from graft.data import Example, collate
+from graft.errors import TrainingError
+from graft.model.families import is_causal
+from graft.model.regional import Regional
+from graft.model.supervised import IGNORED, moved, token_losses
+from graft.train import guards
+from graft.train.interrupt import Interrupt
+from graft.train.recipe import TrainConfig, factor
+
+WATCHED_STEPS = 2  # after so many steps every trained module must have had a gradient
+LENGTH = 64  # tokens: batches of compiled models are as long as a multiple of it
+
+
+@dataclass
+class Run:
+    """The state of one run."""
+
+    model: nn.Module
+    named: dict[str, nn.Parameter]
+    config: TrainConfig
+    accelerator: Any
+    optimizer: Any
+    rows: Iterator[list[Example]]
+    validation: Sequence[Example]
+    pad_id: int
+    longest: int  # tokens of any row
+    held: Callable[[], AbstractContextManager[Any]] = nullcontext  # what all batches of a step share: no tensor changes between them
+    regional: Regional | None = None
+    interrupt: Interrupt = field(default_factory=Interrupt)
+    tokens: int = 0
+    times: list[tuple[float, int]] = field(default_factory=list)  # seconds and tokens of each step
+    since_point: list[tuple[float, int]] = field(default_factory=list)  # sum of losses and their number, since the last point
+    curve: list[dict[str, float | int | None]] = field(default_factory=list)
+    touched: set[str] = field(default_factory=set)
+    best: tuple[float, int, dict[str, torch.Tensor]] | None = None
+
+    @property
+    def compiling(self) -> float:
+        """Seconds that the compiler has taken so far."""
+        return self.regional.seconds if self.regional else 0.0
+
+
+def take(run: Run, step: int, rows: list[Example]) -> tuple[float, float, float]:
+    """One optimizer step over `rows`: mean loss a token, gradient norm before clipping, learning rate."""
+    started, compiled = time.perf_counter(), run.compiling
+    when, size = f"step {step}", run.config.batch_size
+    parts = [rows[i : i + size] for i in range(0, len(rows), size)]
+    batches = [batch_of(run, part) for part in parts]
+    supervised = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
+    if not supervised:
+        raise TrainingError(f"{when}: no token to learn in rows {guards.listed(example.row.where for example in rows)}.")
+    run.optimizer.zero_grad()
+    seen = []
+    with run.held():
+        for part, batch in zip(parts, batches, strict=True):
+            losses, row_of = token_losses(run.model, batch)
+            run.accelerator.backward(losses.sum() / supervised)
+            seen.append(guards.Seen([example.row for example in part], losses.detach(), row_of))
+    total, norm = checked(run, step, seen)
+    rate = run.config.learning_rate * factor(run.config, step)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    run.optimizer.step()
+    tokens = sum(len(example.ids) for example in rows)
+    run.tokens += tokens
+    run.since_point.append((total, supervised))
+    run.times.append((time.perf_counter() - started - (run.compiling - compiled), tokens))
+    return total / supervised, norm, rate
+
+
+def batch_of(run: Run, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+    """A padded batch on the model's device, its labels on the CPU."""
+    batch = collate(examples, run.pad_id, multiple=LENGTH if run.regional else 1, most=run.longest)
+    if is_causal(run.model):
+        del batch["attention_mask"]
+    device = next(run.model.parameters()).device
+    return {name: value if name == "labels" else moved(value, device) for name, value in batch.items()}
+
+
+def checked(run: Run, step: int, seen: Sequence[guards.Seen]) -> tuple[float, float]:
+    """The sum of all losses and the norm over all gradients, both guarded; the gradients are clipped to `config.clip`."""
+    gradients = [tensor.grad for tensor in run.named.values() if tensor.grad is not None]
+    norm = get_total_norm(gradients) if gradients else torch.zeros(())
+    total, length = torch.stack([summed(seen), norm.double()]).tolist()  # the one time that the host waits
+    guards.finite_losses(total, seen, f"step {step}")
+    guards.finite_gradients(length, run.named, [row for part in seen for row in part.rows], f"step {step}")
+    if step <= WATCHED_STEPS:
+        run.touched |= guards.with_gradient(run.named)
+    if step == min(WATCHED_STEPS, run.config.max_steps):
+        guards.reached(run.named, run.touched, step)
+    if run.config.clip:
+        clip_grads_with_norm_(run.named.values(), run.config.clip, norm)
+    return total, length
+
+
+def summed(seen: Sequence[guards.Seen]) -> torch.Tensor:
+    """The sum of all losses, float64, where they are."""
+    return torch.stack([part.losses.sum(dtype=torch.float64) for part in seen]).sum()
