@@ -14,7 +14,7 @@ from transformers import BertConfig, BertLMHeadModel, LlamaConfig, LlamaForCausa
 
 from graft.compare.starts import start
 from graft.data import Example, Row, collate
-from graft.errors import TrainingError
+from graft.errors import GraftError, TrainingError
 from graft.methods import METHODS
 from graft.model import regional
 from graft.model.adapted import adapt
@@ -450,3 +450,27 @@ def test_an_optimizer_that_cannot_be_is_refused_in_a_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(TrainingError, match=r"needs bitsandbytes: pip install 'graft-peft\[nf4\]'"):
         run(llama(), replace(SETUP, optimizer="adamw8bit"))
+
+
+def test_low_rank_branches_run_fused_while_they_are_trained(tiny_tokenizer):
+    model = tiny("llama").float()
+    host = adapt(model, SETTINGS["lora"])
+    before = {name: value.clone() for name, value in model.state_dict().items() if ".graft." not in name}
+    seen = []
+    result = train(
+        host, tiny_tokenizer, examples(), None, replace(SETUP, max_steps=2), progress=False, on_step=lambda _: seen.append(host.fused)
+    )
+    assert None not in seen
+    assert host.fused is None
+    assert (result.fused, result.apart) == ({"stacked": 14}, "")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items() if ".graft." not in name)
+
+
+def test_a_branch_that_cannot_be_fused_is_a_note_or_an_error_if_strict(tiny_tokenizer):
+    host = adapt(tiny("llama"), SETTINGS["lora_embedding"])
+    result = train(host, tiny_tokenizer, examples(), None, replace(SETUP, max_steps=2), progress=False)
+    assert result.notes == [result.apart]
+    assert result.apart.startswith("model.embed_tokens does not run fused: it is no plain linear map")
+    with pytest.raises(GraftError, match=r"model\.embed_tokens does not run fused"):
+        train(host, tiny_tokenizer, examples(), None, replace(SETUP, strict=True), progress=False)
+    assert host.fused is None

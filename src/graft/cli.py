@@ -161,7 +161,7 @@ def train(
     checkpointing: Checkpointing = False,
     compile: Compile = "auto",
     strict: Annotated[
-        bool, typer.Option("--strict", help="Stop where a block cannot be compiled, instead of running it as it is.")
+        bool, typer.Option("--strict", help="Stop where a block cannot be compiled or a branch fused, instead of going on without.")
     ] = False,
     optimizer: Annotated[str, typer.Option(help="adamw, or bitsandbytes' adamw8bit, paged_adamw or paged_adamw8bit.")] = "adamw",
     tracker: Annotated[str, typer.Option(help="An experiment tracker that accelerate knows, such as tensorboard.")] = "none",

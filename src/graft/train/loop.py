@@ -11,6 +11,7 @@ supervised token, a module that no gradient reaches in the first two steps. Ctrl
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -24,6 +25,7 @@ from graft.data import Example, epochs
 from graft.errors import TrainingError
 from graft.kernels.optimizers import optimizer
 from graft.model.checkpointing import checkpointed
+from graft.model.fused import Ran
 from graft.model.regional import pays, regional
 from graft.model.supervised import token_losses
 from graft.train import guards
@@ -76,6 +78,7 @@ def train(
         peak = stack.enter_context(PeakMemory(device))
         stack.enter_context(_seeded(config.seed, device))
         stack.enter_context(_training(run))
+        run.ran = stack.enter_context(_fused(adapted, config.strict))
         run.regional = stack.enter_context(regional(run.model, compiles, strict=config.strict))
         stack.enter_context(run.interrupt)
         shown = stack.enter_context(Steps(config.max_steps, label, progress))
@@ -144,6 +147,18 @@ def _training(run: Run) -> Iterator[None]:
         run.optimizer.zero_grad()
         if run.config.tracker != "none":
             run.accelerator.end_training()
+
+
+@contextmanager
+def _fused(adapted: Any, strict: bool) -> Iterator[list[Ran]]:
+    """Low-rank branches fused with their products inside the block, where what is trained offers it and is not fused already."""
+    if getattr(adapted, "fused", adapted) is not None:
+        yield []
+        return
+    try:
+        yield adapted.fuse(strict=strict)
+    finally:
+        adapted.unfuse()
 
 
 def _steps(run: Run, shown: Steps, on_step: Callable[[Step], None] | None) -> str:
@@ -223,4 +238,6 @@ def _result(run: Run, seconds: float, peak: int, stopped: str, best_step: int | 
         validation_loss=run.best[0] if run.best else (losses[-1] if losses else None),
         best_step=best_step,
         compiled=run.regional.report if run.regional else None,
+        fused=dict(Counter(ran.how for ran in run.ran)),
+        apart=next((f"{ran.path} does not run fused: {ran.reason}" for ran in run.ran if ran.reason), ""),
     )

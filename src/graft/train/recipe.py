@@ -3,12 +3,12 @@
 The learning rate rises linearly to its peak during `warmup` (a fraction of the steps), then falls to zero in a line or half
 a cosine, or stays. `seconds_per_step` is the median over the steps after the first two, evaluation not counted. Tokens are
 all tokens that are not padding. Compiling the model's blocks (graft.model.regional) is on where it pays ("auto": a GPU, and enough work),
-"on" or "off"; with `strict` a block that cannot run so is an error.
+"on" or "off"; low-rank branches are fused with their products (graft.model.fused). With `strict` what cannot run so is an error.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from graft.errors import TrainingError
@@ -77,7 +77,8 @@ class TrainResult:
     """What a run did. `stopped` is "max_steps" or "early"; `validation_loss` is that of the tensors now in the model.
 
     `seconds` is everything; `seconds_per_step` and `tokens_per_second` leave out what the compiler took. `compiled` is None where no
-    block was to be compiled.
+    block was to be compiled. `fused` counts the low-rank branches by how they run (graft.model.fused), `apart` is why the first of those
+    that do not run fused does not.
     """
 
     steps: int
@@ -91,11 +92,13 @@ class TrainResult:
     validation_loss: float | None = None
     best_step: int | None = None
     compiled: Compiled | None = None
+    fused: dict[str, int] = field(default_factory=dict)
+    apart: str = ""
 
     @property
     def notes(self) -> list[str]:
         """What a user should hear, a line each."""
-        return [] if self.compiled is None else self.compiled.notes
+        return [*([self.apart] if self.apart else []), *([] if self.compiled is None else self.compiled.notes)]
 
 
 def factor(config: TrainConfig, step: int) -> float:

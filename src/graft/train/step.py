@@ -20,6 +20,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from graft.data import Example, collate
 from graft.errors import TrainingError
 from graft.model.families import is_causal
+from graft.model.fused import Ran
 from graft.model.regional import Regional
 from graft.model.supervised import IGNORED, moved, token_losses
 from graft.train import guards
@@ -44,6 +45,7 @@ class Run:
     pad_id: int
     longest: int  # tokens of any row
     held: Callable[[], AbstractContextManager[Any]] = nullcontext  # what all batches of a step share: no tensor changes between them
+    ran: Sequence[Ran] = ()  # how low-rank branches run
     regional: Regional | None = None
     interrupt: Interrupt = field(default_factory=Interrupt)
     tokens: int = 0
