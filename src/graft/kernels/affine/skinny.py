@@ -32,8 +32,9 @@ def drop(x: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
 def dropped(x: Tensor, dropout: float, seed: Tensor) -> Tensor:
     """The same, with dropout."""
     generator = torch.Generator(x.device).manual_seed(int(seed))
-    kept = torch.rand(x.shape, generator=generator, device=x.device) >= dropout
-    return x * kept.to(x.dtype).div_(1 - dropout)
+    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None, generator=generator)
+    drawn = words.view(torch.int16)[: x.numel()].view(x.shape)  # 16 bits a value: a random float for each takes five times as long
+    return (x * (1 / (1 - dropout))).masked_fill_(drawn < round(dropout * 2**16) - 2**15, 0)
 
 
 @dropped.register_fake
