@@ -10,8 +10,8 @@ import transformers
 import graft
 from graft.kernels import nf4
 from graft.methods import METHODS
-from graft.model import rebuilt
 from graft.model.checkpointing import checkpointed
+from graft.model.regional import regional
 from steps.points import LIMIT, Point
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -84,23 +84,23 @@ def graft_row(model: Any, point: Point) -> Row:
     }
     nf4.own_forwards(model)
     adapted = graft.adapt(model, made.get(point.method) or METHODS[point.method])
-    fast(adapted, fuses=not point.row.endswith(("-apart", "-plain")), compiles=not point.row.endswith(("-eager", "-plain")))
-    return Row(model, model, adapted.parameters(), ExitStack())
+    held = fast(adapted, fuses=not point.row.endswith(("-apart", "-plain")), compiles=not point.row.endswith(("-eager", "-plain")))
+    return Row(model, model, adapted.parameters(), held)
 
 
-def fast(adapted: graft.Adapted, fuses: bool, compiles: bool) -> None:
-    """What the library offers to train faster."""
+def fast(adapted: graft.Adapted, fuses: bool, compiles: bool) -> ExitStack:
+    """What training sets up to be faster, while the result is open."""
+    held = ExitStack()
     if fuses:
         adapted.fuse()
-    if compiles:
-        torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
-        compile_blocks(adapted.model, backend=rebuilt.inductor)
+    held.enter_context(regional(adapted.model, compiles, strict=True))
+    return held
 
 
-def compile_blocks(model: Any, whole: bool = True, backend: Any = "inductor") -> None:
+def compile_blocks(model: Any, whole: bool = True) -> None:
     """Compile each block by itself; `whole` refuses one that is not a single graph."""
     for layer in model.model.layers:
-        layer.compile(fullgraph=whole, backend=backend)
+        layer.compile(fullgraph=whole)
 
 
 def peft_row(model: Any, point: Point) -> Row:
