@@ -1,5 +1,7 @@
 """What the tests share: a tokenizer and a model made here in a moment, so that no test needs the network."""
 
+import logging
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -41,6 +43,21 @@ def fused(request):
     graft.adapt = adapted
     yield
     graft.adapt = adapt
+
+
+@pytest.fixture
+def counting():
+    """(backend, graphs): a backend of torch.compile that runs graphs as they are and keeps them; the compiler starts and ends empty."""
+    torch._dynamo.reset()
+    logging.getLogger("torch.__trace").setLevel(logging.WARNING)  # pytest would collect every one of its lines
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    yield backend, graphs
+    torch._dynamo.reset()
 
 
 def byte_tokenizer(chat_template=None):

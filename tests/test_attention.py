@@ -1,6 +1,5 @@
 """A prefix joined to a fused causal kernel: the same as keys beside each other and a mask, taken where it may be and nowhere else."""
 
-import logging
 import os
 import subprocess
 import sys
@@ -234,18 +233,10 @@ def test_a_cpu_joins_long_texts_only(length):
 
 
 @pytest.fixture
-def counted():
+def counted(counting):
     """A compiler of blocks that counts its graphs."""
-    torch._dynamo.reset()
-    logging.getLogger("torch.__trace").setLevel(logging.WARNING)  # pytest would collect every one of its lines
-    graphs = []
-
-    def backend(graph, _):
-        graphs.append(graph)
-        return graph.forward
-
-    yield (lambda block: block.compile(backend=backend, fullgraph=True)), graphs
-    torch._dynamo.reset()
+    backend, graphs = counting
+    return (lambda block: block.compile(backend=backend, fullgraph=True)), graphs
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])

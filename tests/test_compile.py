@@ -1,7 +1,5 @@
 """torch.compile(fullgraph=True) of a whole adapted model: no break, the same numbers, and no graph anew for other values or adapters."""
 
-import logging
-
 import pytest
 import torch
 import transformers as T
@@ -48,18 +46,10 @@ def adapted(name, setting, seed=3):
 
 
 @pytest.fixture
-def compiled():
+def compiled(counting):
     """A compiler that runs graphs as they are and counts them."""
-    torch._dynamo.reset()
-    logging.getLogger("torch.__trace").setLevel(logging.WARNING)  # pytest would collect every one of its lines
-    graphs = []
-
-    def backend(graph, _):
-        graphs.append(graph)
-        return graph.forward
-
-    yield (lambda model: torch.compile(model, backend=backend, fullgraph=True)), graphs
-    torch._dynamo.reset()
+    backend, graphs = counting
+    return (lambda model: torch.compile(model, backend=backend, fullgraph=True)), graphs
 
 
 CASES = [("llama", setting) for setting in LLAMA] + [("gpt2", setting) for setting in GPT2]

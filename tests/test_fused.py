@@ -150,14 +150,9 @@ def test_dropout_drops_and_its_gradients_are_of_what_was_kept():
 
 
 @pytest.fixture
-def blocks():
-    """Compile the layers of a model, each a graph, run as it is; put dynamo back afterwards."""
-    torch._dynamo.reset()
-    graphs = []
-
-    def backend(graph, _):
-        graphs.append(graph)
-        return graph.forward
+def blocks(counting):
+    """Compile the layers of a model, each a graph, run as it is."""
+    backend, graphs = counting
 
     def compiled(host):
         for layer in host.model.model.layers:
@@ -166,7 +161,6 @@ def blocks():
 
     with torch._dynamo.config.patch(skip_fwd_side_effects_in_bwd_under_checkpoint=True):  # as regional compiling sets it
         yield compiled
-    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -1,7 +1,6 @@
 """Blocks compiled by themselves: few graphs, none for other values or lengths, one clear word where it cannot be, and all put back."""
 
 import copy
-import logging
 
 import pytest
 import torch
@@ -19,21 +18,6 @@ from tiny import CONFIGS, ENCODERS, MODELS, inputs, tiny
 LENGTHS = (8, 16, 24, 32, 40, 48, 56, 64, 72, 80)
 CASES = [("llama", setting) for setting in ("lora", "dora", "ia3", "pfeiffer", "bias", "last", "prefix", "prompt")]
 CASES += [("gpt2", "lora"), ("gemma2", "dora"), ("bert", "ia3"), ("qwen3", "prefix")]
-
-
-@pytest.fixture
-def compiler():
-    """A backend that runs graphs as they are and counts them."""
-    torch._dynamo.reset()
-    logging.getLogger("torch.__trace").setLevel(logging.WARNING)  # pytest would collect every one of its lines
-    graphs = []
-
-    def backend(graph, _):
-        graphs.append(graph)
-        return graph.forward
-
-    yield backend, graphs
-    torch._dynamo.reset()
 
 
 def adapted(name="llama", setting="lora", layers=4):
@@ -64,8 +48,8 @@ def near(ours, plain):
 
 
 @pytest.mark.parametrize(("name", "setting"), CASES)
-def test_two_graphs_a_kind_of_block_serve_every_length(compiler, name, setting):
-    backend, graphs = compiler
+def test_two_graphs_a_kind_of_block_serve_every_length(counting, name, setting):
+    backend, graphs = counting
     host, lengths = adapted(name, setting), LENGTHS[:4] if name == "gpt2" else LENGTHS[:6]
     plain = [step(host, name, length) for length in lengths]
     kinds = 2 if setting != "prompt" else 1  # the first block's input needs no gradient, but where what enters it is trained
@@ -77,8 +61,8 @@ def test_two_graphs_a_kind_of_block_serve_every_length(compiler, name, setting):
     assert made.report.seconds > 0
 
 
-def test_ten_lengths_and_what_adapters_hold_make_no_graph(compiler):
-    backend, graphs = compiler
+def test_ten_lengths_and_what_adapters_hold_make_no_graph(counting):
+    backend, graphs = counting
     host = adapted("llama", "dora")
     with regional(host.model, backend=backend, strict=True):
         for length in LENGTHS:
@@ -92,8 +76,8 @@ def test_ten_lengths_and_what_adapters_hold_make_no_graph(compiler):
     assert len(graphs) == 4
 
 
-def test_routes_make_no_graph(compiler):
-    backend, graphs = compiler
+def test_routes_make_no_graph(counting):
+    backend, graphs = counting
     host = adapted()
     host.add("other", graft.adapt(adapted().detach(), SETTINGS["dora"]).adapter())
     found = []
@@ -107,8 +91,8 @@ def test_routes_make_no_graph(compiler):
 
 @pytest.mark.parametrize("setting", ["lora", "dora"])
 @pytest.mark.parametrize("fuses", [False, True])
-def test_checkpointed_blocks_are_compiled_too(compiler, setting, fuses):
-    backend, _ = compiler
+def test_checkpointed_blocks_are_compiled_too(counting, setting, fuses):
+    backend, _ = counting
     host = adapted("llama", setting)
     plain = step(host)
     if fuses:
@@ -119,8 +103,8 @@ def test_checkpointed_blocks_are_compiled_too(compiler, setting, fuses):
     assert made.report.graphs == 2  # checkpointing has every block's input require a gradient
 
 
-def test_evaluation_runs_blocks_as_they_are(compiler):
-    backend, graphs = compiler
+def test_evaluation_runs_blocks_as_they_are(counting):
+    backend, graphs = counting
     host = adapted()
     with regional(host.model, backend=backend), torch.no_grad():
         host.model.eval()
@@ -128,8 +112,8 @@ def test_evaluation_runs_blocks_as_they_are(compiler):
     assert not graphs
 
 
-def test_everything_is_put_back(compiler, tmp_path):
-    backend, graphs = compiler
+def test_everything_is_put_back(counting, tmp_path):
+    backend, graphs = counting
     host = adapted()
     before = {path: dict(vars(block)) for path, block in blocks(host.model).items()}
     other = list(blocks(host.model).values())[2]
@@ -165,8 +149,8 @@ def broken(host):
     return host
 
 
-def test_a_block_that_is_not_one_graph_is_an_error_if_strict_and_else_a_note(compiler):
-    backend, _ = compiler
+def test_a_block_that_is_not_one_graph_is_an_error_if_strict_and_else_a_note(counting):
+    backend, _ = counting
     host = adapted()
     plain = step(host)
     with regional(broken(host).model, backend=backend) as made:
@@ -179,20 +163,20 @@ def test_a_block_that_is_not_one_graph_is_an_error_if_strict_and_else_a_note(com
         step(host)
 
 
-def test_a_backend_that_fails_is_a_note(compiler):
+def test_a_backend_that_fails_is_a_note(counting):
     host = adapted()
     plain = step(host)
 
     def backend(graph, _):
-        raise RuntimeError("no such compiler. At all.")
+        raise RuntimeError("no such counting. At all.")
 
     with regional(host.model, backend=backend) as made:
         near(step(host), plain)
-    assert "no such compiler" in made.report.failed
+    assert "no such counting" in made.report.failed
     assert made.report.graphs == 0
 
 
-def counting(host):
+def numbering(host):
     """Every call of a block reads another number, so that each makes a graph."""
     for layer in host.model.model.layers:
         layer.mlp.number = 1000
@@ -209,11 +193,11 @@ def numbered(host, number):
         layer.mlp.number = number
 
 
-def test_too_many_graphs_are_an_error_if_strict_and_else_a_note(compiler):
-    backend, _ = compiler
+def test_too_many_graphs_are_an_error_if_strict_and_else_a_note(counting):
+    backend, _ = counting
     with torch._dynamo.config.patch(allow_unspec_int_on_nn_module=False):
         host = adapted()
-        counting(host)
+        numbering(host)
         with regional(host.model, backend=backend) as made:
             for number in range(EXCESS + 3):
                 numbered(host, 1000 + number)
