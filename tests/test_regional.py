@@ -168,11 +168,11 @@ def test_a_backend_that_fails_is_a_note(counting):
     plain = step(host)
 
     def backend(graph, _):
-        raise RuntimeError("no such counting. At all.")
+        raise RuntimeError("no such compiler. At all.")
 
     with regional(host.model, backend=backend) as made:
         near(step(host), plain)
-    assert "no such counting" in made.report.failed
+    assert "no such compiler" in made.report.failed
     assert made.report.graphs == 0
 
 
