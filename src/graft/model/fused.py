@@ -36,6 +36,11 @@ class Ran:
     how: str
     reason: str = ""
 
+    @property
+    def note(self) -> str:
+        """What a user should hear of a module that runs apart; "" of one that does not."""
+        return f"{self.path} does not run fused: {self.reason}" if self.reason else ""
+
 
 class Group:
     """Linear maps that read the same tensor."""
@@ -157,8 +162,8 @@ class Fused:
     def check(self) -> None:
         """Raise AdapterError if a low-rank branch does not run fused, naming the first and the reason."""
         for ran in self.ran:
-            if ran.how == "apart":
-                raise AdapterError(f"{ran.path} does not run fused: {ran.reason}")
+            if ran.note:
+                raise AdapterError(ran.note)
 
 
 def together(wiring: Wiring) -> Iterator[list[str]]:

@@ -239,5 +239,5 @@ def _result(run: Run, seconds: float, peak: int, stopped: str, best_step: int | 
         best_step=best_step,
         compiled=run.regional.report if run.regional else None,
         fused=dict(Counter(ran.how for ran in run.ran)),
-        apart=next((f"{ran.path} does not run fused: {ran.reason}" for ran in run.ran if ran.reason), ""),
+        apart=next((ran.note for ran in run.ran if ran.note), ""),
     )

@@ -8,8 +8,7 @@ a causal model reads what comes after it, so it gets no mask: the losses are the
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,7 +43,6 @@ class Run:
     validation: Sequence[Example]
     pad_id: int
     longest: int  # tokens of any row
-    held: Callable[[], AbstractContextManager[Any]] = nullcontext  # what all batches of a step share: no tensor changes between them
     ran: Sequence[Ran] = ()  # how low-rank branches run
     regional: Regional | None = None
     interrupt: Interrupt = field(default_factory=Interrupt)
@@ -72,11 +70,10 @@ def take(run: Run, step: int, rows: list[Example]) -> tuple[float, float, float]
         raise TrainingError(f"{when}: no token to learn in rows {guards.listed(example.row.where for example in rows)}.")
     run.optimizer.zero_grad()
     seen = []
-    with run.held():
-        for part, batch in zip(parts, batches, strict=True):
-            losses, row_of = token_losses(run.model, batch)
-            run.accelerator.backward(losses.sum() / supervised)
-            seen.append(guards.Seen([example.row for example in part], losses.detach(), row_of))
+    for part, batch in zip(parts, batches, strict=True):
+        losses, row_of = token_losses(run.model, batch)
+        run.accelerator.backward(losses.sum() / supervised)
+        seen.append(guards.Seen([example.row for example in part], losses.detach(), row_of))
     total, norm = checked(run, step, seen)
     rate = run.config.learning_rate * factor(run.config, step)
     for group in run.optimizer.param_groups:

@@ -50,14 +50,9 @@ def remembered(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 dropped.register_autograd(lambda ctx, dy: (dropped(dy, ctx.dropout, ctx.seed), None, None), setup_context=remembered)
 
 
-def fused(value: Tensor) -> bool:
-    """Whether the Triton kernels run on this tensor."""
-    return launch.takes(value)
-
-
 def write(buffer: Tensor, As: list[Tensor], Bs: list[Tensor]) -> None:
     """Put A_j [r_j, in] below the weights of a pitched buffer and B_j [out_j, r_j] beside each, in the buffer's dtype."""
-    if fused(buffer):
+    if launch.takes(buffer):
         return launch.write(buffer, As, Bs)
     width, row, column = As[0].shape[1], 0, 0
     bottom = sum(len(B) for B in Bs)
@@ -81,7 +76,7 @@ def _(parts: list[Tensor], tail: int) -> Tensor:
 @torch.library.custom_op("graft::project_", mutates_args=("xs",))
 def project_(xs: Tensor, A: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
     """S [T, R] = drop(x) A^T of xs = [x, tail] [T, in + p] and A [R, in]; the tail becomes [S, 0]."""
-    if fused(xs):
+    if launch.takes(xs):
         return launch.project_(xs, A, dropout, seed)
     width, ranks = A.shape[1], A.shape[0]
     S = drop(xs[:, :width], dropout, seed) @ A.t()
@@ -100,7 +95,7 @@ def pull_(dys: Tensor, S: Tensor, B: Tensor, ys: list[Tensor], outputs: list[int
     """dS [T, R], dB [Σ out, max r] and, if any `ys` [T, out_j] are given, Σ_t dY * y [Σ out], of dys = [dY_1, ..., tail]
     [T, Σ out + p], S [T, R] and B [Σ out, R], whose blocks off the diagonal count as 0; the tail becomes [dS, 0].
     """
-    if fused(dys):
+    if launch.takes(dys):
         return launch.pull_(dys, S, B, ys, outputs, ranks)
     sums = dots(dys, ys)
     dS, dB = torch.empty_like(S), B.new_zeros(sum(outputs), max(ranks), dtype=wide(dys.dtype))
@@ -133,7 +128,7 @@ def _(dys: Tensor, S: Tensor, B: Tensor, ys: list[Tensor], outputs: list[int], r
 @torch.library.custom_op("graft::outer", mutates_args=())
 def outer(dS: Tensor, x: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
     """dA [R, in] = dS^T drop(x) of dS [T, R] and x [T, in], in float32 or wider."""
-    if fused(x):
+    if launch.takes(x):
         return launch.outer(dS, x, dropout, seed)
     return (dS.t() @ drop(x, dropout, seed)).to(wide(x.dtype))
 
@@ -146,7 +141,7 @@ def _(dS: Tensor, x: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
 @torch.library.custom_op("graft::push_", mutates_args=("dx",))
 def push_(dx: Tensor, dS: Tensor, A: Tensor, dropout: float, seed: Tensor | None) -> None:
     """dx [T, in] += what reaches x of dS A through the dropout: dS [T, R], A [R, in]."""
-    if fused(dx):
+    if launch.takes(dx):
         return launch.push_(dx, dS, A, dropout, seed)
     dx += drop(dS @ A, dropout, seed)
 

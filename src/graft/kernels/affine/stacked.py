@@ -2,7 +2,7 @@
 
     S = drop(x) [A_1; A_2]^T       y_j = x W_j^T + b_j, then y_j += S_j B_j^T       dx = Σ_j dY_j W_j + [dS_1, dS_2] [A_1; A_2]
 
-where an output is scaled, y_j = c_j z_j, dY_j is c_j times the gradient that comes and dc_j the sum of that gradient times z_j.
+Where an output is scaled, y_j = c_j z_j, dY_j is c_j times the gradient that comes and dc_j the sum of that gradient times z_j.
 For what a pitched buffer does not pay for: CPUs, where the adding stays in the cache, and weights that cannot move.
 """
 
