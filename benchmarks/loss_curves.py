@@ -4,7 +4,7 @@
 
 The rows, their order and the initial tensors are the same in all ways, so that in exact arithmetic all curves would be one:
 
-    reference      bfloat16, eager, as `graft.adapt` leaves a model
+    reference      bfloat16, eager, every form by itself, as `graft.adapt` leaves a model
     fast           bfloat16, low-rank branches fused with their products, each block compiled
     accumulated    the reference, each step in two halves whose gradients are added: another order of the same sums
     float32        the reference in float32: what bfloat16 itself does to a curve
@@ -35,7 +35,6 @@ from graft.methods import METHODS
 from graft.model.load import load, resolve
 from graft.train import TrainConfig, train
 from steps.agreement import WAYS, table
-from steps.rows import fast
 
 HALVES = 2
 
@@ -46,8 +45,6 @@ def run(options: argparse.Namespace, method: str, way: str) -> dict[str, Any]:
     config = CompareConfig(model=options.model, data=options.data, output_dir="", batch_size=options.batch, seed=options.seed)
     material = gather(config, loaded.tokenizer)
     adapted = graft.adapt(loaded.model, start(method, material.text), tokenizer=loaded.tokenizer, seed=options.seed)
-    if way == "fast":
-        fast(adapted, fuses=True, compiles=True)
     parts = HALVES if way == "accumulated" else 1
     how = TrainConfig(
         learning_rate=DEFAULT_RATES[method],
@@ -55,6 +52,9 @@ def run(options: argparse.Namespace, method: str, way: str) -> dict[str, Any]:
         batch_size=options.batch // parts,
         grad_accum=parts,
         seed=options.seed,
+        fuse=way == "fast",
+        compile="on" if way == "fast" else "off",
+        strict=True,
     )
     losses: list[float] = []
     held_out = material.validation_examples
@@ -67,6 +67,8 @@ def run(options: argparse.Namespace, method: str, way: str) -> dict[str, Any]:
         "steps": options.steps,
         "losses": losses,
         "validation_loss": result.validation_loss,
+        "fused": result.fused,
+        "graphs": result.compiled.graphs if result.compiled else 0,
         "seconds_per_step": result.seconds_per_step,
         "peak_memory_bytes": result.peak_memory_bytes,
         "config": {

@@ -110,6 +110,22 @@ def test_two_halves_are_written_side_by_side_to_the_same_values(mode):
     assert all(torch.equal(ours, plain) for ours, plain in zip(traced(x, y), work(x, y), strict=True))
 
 
+def test_a_quotient_of_one_number_a_channel_is_made_once_and_no_other():
+    def work(m, norm, x):
+        c = m / norm
+        return x * c + c, x.exp() * c, m / x.sum(0)
+
+    given = torch.randn(4), torch.rand(4) + 1, torch.randn(5, 4)
+    traced = make_fx(work)(*given)
+    rewrite(traced.graph)
+    traced.recompile()
+    assert len(traced.graph.find_nodes(op="call_function", target=torch.ops.graft.once.default)) == 1
+    (held,) = traced.graph.find_nodes(op="call_function", target=torch.ops.graft.once.default)
+    assert len(held.users) == 3
+    assert len(held.args[0].users) == 1
+    assert all(torch.equal(ours, plain) for ours, plain in zip(traced(*given), work(*given), strict=True))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "dora", "ia3"])
 def test_inductor_keeps_the_same(compiler, frozen, method):

@@ -466,6 +466,15 @@ def test_low_rank_branches_run_fused_while_they_are_trained(tiny_tokenizer):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items() if ".graft." not in name)
 
 
+@pytest.mark.parametrize("fuse", [True, False])
+def test_branches_run_by_themselves_if_asked(tiny_tokenizer, fuse):
+    host, seen = adapt(tiny("llama"), SETTINGS["lora"]), []
+    config = replace(SETUP, max_steps=2, fuse=fuse)
+    result = train(host, tiny_tokenizer, examples(), None, config, progress=False, on_step=lambda _: seen.append(host.fused is not None))
+    assert seen == [fuse] * 2
+    assert result.fused == ({"stacked": 14} if fuse else {})
+
+
 def test_a_branch_that_cannot_be_fused_is_a_note_or_an_error_if_strict(tiny_tokenizer):
     host = adapt(tiny("llama"), SETTINGS["lora_embedding"])
     result = train(host, tiny_tokenizer, examples(), None, replace(SETUP, max_steps=2), progress=False)

@@ -29,12 +29,17 @@ def in_order(columns: Tensor, order: Tensor | None) -> Tensor:
     return columns.expand(len(order), -1).gather(1, order)
 
 
-def spare(model: Any, call: dict[str, Any], n: int, length: int) -> None:
-    """Keep a causal model's head from n prompt positions that nobody reads; with labels the last stays, which predicts the first token."""
+def spare(model: Any, call: dict[str, Any], n: int, text: Tensor) -> None:
+    """Keep a causal model's head from the n prompt positions before `text` [B, T, ...] that nobody reads.
+
+    With labels the last of them stays, which predicts the first token. Positions are named one by one: of a slice, whose rows do not
+    lie together, a CPU's product copies the head's weight for every row.
+    """
     kept, labels = call.get("logits_to_keep"), call.get("labels")
     if "logits_to_keep" not in inspect.signature(model.forward).parameters or not (kept is None or (isinstance(kept, int) and kept == 0)):
         return
-    call["logits_to_keep"] = length if labels is None else length + 1
+    first = n if labels is None else n - 1
+    call["logits_to_keep"] = torch.arange(first, n + text.shape[1], device=text.device)
     if labels is not None:
         call["labels"] = labels[:, n - 1 :]
 

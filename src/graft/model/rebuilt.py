@@ -11,6 +11,8 @@ keeps (7r: a low-rank branch's x A^T on each of its 7 linear maps), counted on t
     IA3         2d                    0
 
 No product, attention or operator of ours runs twice: torch's list of what may be rebuilt does not have them.
+A quotient with one number a channel (DoRA's c = m / norm) is made once for each pass: inductor would divide again for every value that it
+scales, which takes three times as long where queries and keys are scaled and rotated.
 What belongs to the compiler is imported when it is first asked for: that takes seconds.
 """
 
@@ -34,7 +36,24 @@ The defaults that stay: `ban_recompute_not_in_allowlist` (products, attention an
 
 
 def rewrite(graph: fx.Graph) -> None:
-    """Write two halves that stand side by side as a choice between them, in place: torch's partitioner knows that as pointwise.
+    """What all compiled blocks are rewritten by, in place."""
+    choose_halves(graph)
+    divide_once(graph)
+
+
+def divide_once(graph: fx.Graph) -> None:
+    """Have each quotient of one number a channel that scales something wider made by itself."""
+    for node in list(graph.find_nodes(op="call_function", target=torch.ops.aten.div.Tensor)):
+        wider = any(isinstance(user.meta.get("val"), Tensor) and user.meta["val"].dim() > 1 for user in node.users)
+        if node.meta["val"].dim() == 1 and wider:
+            with graph.inserting_after(node):
+                made = graph.call_function(torch.ops.graft.once.default, (node,))
+            made.meta = dict(node.meta)
+            node.replace_all_uses_with(made, delete_user_cb=lambda user, made=made: user is not made)
+
+
+def choose_halves(graph: fx.Graph) -> None:
+    """Write two halves that stand side by side as a choice between them: torch's partitioner knows that as pointwise.
 
     So rotated queries and keys, x cos + [-x2, x1] sin, can be rebuilt from the products that they are made of; as models write them, each
     is kept beside its product where that one's scale is trained.

@@ -196,7 +196,7 @@ class Doorway(nn.Module):
             if call.get("inputs_embeds") is not None:
                 call["inputs_embeds"] = self.pending.overwrite(in_order(F.pad(text, (0, 0, n, 0)), order))
             if self.causal:
-                spare(model, call, n, text.shape[1])
+                spare(model, call, n, text)
         return call
 
     def leave(self, out: Any) -> Any:

@@ -78,7 +78,7 @@ def train(
         peak = stack.enter_context(PeakMemory(device))
         stack.enter_context(_seeded(config.seed, device))
         stack.enter_context(_training(run))
-        run.ran = stack.enter_context(_fused(adapted, config.strict))
+        run.ran = stack.enter_context(_fused(adapted, config))
         run.regional = stack.enter_context(regional(run.model, compiles, strict=config.strict))
         stack.enter_context(run.interrupt)
         shown = stack.enter_context(Steps(config.max_steps, label, progress))
@@ -150,13 +150,13 @@ def _training(run: Run) -> Iterator[None]:
 
 
 @contextmanager
-def _fused(adapted: Any, strict: bool) -> Iterator[list[Ran]]:
+def _fused(adapted: Any, config: TrainConfig) -> Iterator[list[Ran]]:
     """Low-rank branches fused with their products inside the block, where what is trained offers it and is not fused already."""
-    if getattr(adapted, "fused", adapted) is not None:
+    if not config.fuse or getattr(adapted, "fused", adapted) is not None:
         yield []
         return
     try:
-        yield adapted.fuse(strict=strict)
+        yield adapted.fuse(strict=config.strict)
     finally:
         adapted.unfuse()
 

@@ -3,7 +3,8 @@
 The learning rate rises linearly to its peak during `warmup` (a fraction of the steps), then falls to zero in a line or half
 a cosine, or stays. `seconds_per_step` is the median over the steps after the first two, evaluation not counted. Tokens are
 all tokens that are not padding. Compiling the model's blocks (graft.model.regional) is on where it pays ("auto": a GPU, and enough work),
-"on" or "off"; low-rank branches are fused with their products (graft.model.fused). With `strict` what cannot run so is an error.
+"on" or "off"; low-rank branches are fused with their products (graft.model.fused) unless `fuse` is False: the plain way, to compare with.
+With `strict` what cannot run so is an error.
 """
 
 import math
@@ -38,6 +39,7 @@ class TrainConfig:
     patience: int = 0
     seed: int = 0
     checkpointing: bool = False
+    fuse: bool = True
     compile: str = "auto"
     strict: bool = False
     optimizer: str = "adamw"
