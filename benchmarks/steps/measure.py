@@ -1,10 +1,13 @@
 """One point on the device that this process sees: the time of each step, the peak of each step, the first step apart.
 
 A step is forward, loss and backward on fresh random ids; the gradients are dropped after it. Steps are timed one at a time, with device
-events on a card, so that what the host needs to start a step counts as it does in training, where the loss is read after each.
+events on a card, so that what the host needs to start a step counts as it does in training, where the loss is read after each. A large
+step takes a card to its power limit, where the clock falls with what else draws power: clock and watts are noted beside the time.
 """
 
+import shutil
 import statistics
+import subprocess
 import time
 from typing import Any
 
@@ -14,8 +17,9 @@ from graft.model.supervised import IGNORED, token_losses
 from steps.points import Point
 from steps.rows import SHAPES, Row, bits, prepared
 
-WARM = 3
-LEAST, MOST, SECONDS = 8, 40, 2.0  # timed steps: at least so many, then until so much time was measured
+WARM = 6  # steps: compiling, then about as long as the clock takes to settle
+LEAST, MOST, SECONDS = 8, 60, 4.0  # timed steps: at least so many, then until so much time was measured
+PAUSE_MS = 50  # between two readings of the clock
 
 
 def device() -> torch.device:
@@ -64,33 +68,66 @@ class Clock:
             self.ms = 1000 * (time.perf_counter() - self.started)
 
 
+class Power:
+    """The processors' clock (MHz) and the power drawn (W) while the block runs, medians; nothing without a card."""
+
+    def __init__(self, where: torch.device) -> None:
+        self.read: dict[str, float] = {}
+        asked = ["--query-gpu=clocks.sm,power.draw", "--format=csv,noheader,nounits", f"--loop-ms={PAUSE_MS}"]
+        card = torch.cuda.get_device_properties(where).uuid if where.type == "cuda" else None
+        self.command = ["nvidia-smi", f"--id=GPU-{card}", *asked] if card and shutil.which("nvidia-smi") else []
+
+    def __enter__(self) -> "Power":
+        if self.command:
+            self.meter = subprocess.Popen(self.command, stdout=subprocess.PIPE, text=True)
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self.command:
+            self.meter.terminate()
+            lines = [line.split(",") for line in self.meter.communicate()[0].splitlines() if line.count(",") == 1]
+            read = [[float(value) for value in line] for line in lines]
+            self.read = {name: statistics.median(line[k] for line in read) for k, name in enumerate(("mhz", "watts")) if read}
+
+
+def one(row: Row, point: Point, where: torch.device, generator: torch.Generator) -> Clock:
+    """One step on fresh ids, its gradients dropped."""
+    batch = batch_of(point, where, generator)
+    with Clock(where) as clock:
+        step(row, point, batch)
+    for value in row.trained:
+        value.grad = None
+    return clock
+
+
 def measure(point: Point, profiles: bool) -> dict[str, Any]:
     """What a line of results says of a point."""
     started, where = time.perf_counter(), device()
     row = prepared(point, where)
     setup = time.perf_counter() - started
     generator = torch.Generator(where).manual_seed(1)
+    warm = [one(row, point, where, generator) for _ in range(WARM)]
     clocks: list[Clock] = []
-    while len(clocks) < WARM + LEAST or (sum(one.ms for one in clocks[WARM:]) < 1000 * SECONDS and len(clocks) < WARM + MOST):
-        batch = batch_of(point, where, generator)
-        with Clock(where) as clock:
-            step(row, point, batch)
-        clocks.append(clock)
-        for value in row.trained:
-            value.grad = None
-    times, peaks = [one.ms for one in clocks[WARM:]], [one.peak for one in clocks[WARM:]]
-    return {
-        "ms": statistics.median(times),
-        "all_ms": times,
-        "peak_bytes": max(peaks),
-        "peak_after_4": peaks[3],
-        "peak_last": peaks[-1],
-        "setup_s": setup,
-        "cold_s": clocks[0].ms / 1000,
-        "trained": sum(value.numel() for value in row.trained),
-        "graphs": torch._dynamo.utils.counters["stats"]["unique_graphs"],
-        "bits": bits(row.model),
-    } | (kernels(row, point, batch) if profiles else {})
+    with Power(where) as power:
+        while len(clocks) < LEAST or (sum(clock.ms for clock in clocks) < 1000 * SECONDS and len(clocks) < MOST):
+            clocks.append(one(row, point, where, generator))
+    times, peaks = [clock.ms for clock in clocks], [clock.peak for clock in clocks]
+    return (
+        {
+            "ms": statistics.median(times),
+            "all_ms": times,
+            "peak_bytes": max(peaks),
+            "peak_after_4": peaks[3],
+            "peak_last": peaks[-1],
+            "setup_s": setup,
+            "cold_s": warm[0].ms / 1000,
+            "trained": sum(value.numel() for value in row.trained),
+            "graphs": torch._dynamo.utils.counters["stats"]["unique_graphs"],
+            "bits": bits(row.model),
+        }
+        | power.read
+        | (kernels(row, point, batch_of(point, where, generator)) if profiles else {})
+    )
 
 
 def kernels(row: Row, point: Point, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
