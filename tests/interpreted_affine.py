@@ -8,6 +8,7 @@ from graft.kernels.affine import launch, norms, skinny
 
 torch.use_deterministic_algorithms(True)  # memory that nobody has written to is NaN
 SEED = torch.tensor(11)
+CUT = {name: lambda length, R: (16, 32, 4, 1, 1000) for name in launch.SIZES}  # small tiles, and as many parts as there can be
 
 
 def plain(operator, *args):
@@ -37,7 +38,7 @@ def both(operator, mutated, *rest):
 
 def undropped():
     for tokens, inputs, outputs, ranks in itertools.product(
-        (1, 70), (5, 150), ((7,), (300, 33), (9, 8, 7, 6)), ((3,), (20, 5), (1, 2, 3, 4))
+        (1, 70), (5, 150), ((7,), (300, 33), (9, 8, 7, 6)), ((3,), (20, 5), (1, 2, 3, 20))
     ):
         if len(outputs) != len(ranks):
             continue
@@ -58,12 +59,17 @@ def undropped():
                 agree(a, b, f"{what} at {tokens, inputs, outputs, ranks}")
 
 
-def dropped():
-    """All four see one mask: read off `project_` with A the identity, then asked of the others."""
-    tokens, inputs, ranks, rate = 40, 24, 24, 0.3
+def mask_of(x, rate, seed):
+    """What x [T, in] is multiplied with, and the dropped x: read off `project_` with A the identity."""
+    seen = skinny.project_(torch.cat([x, torch.zeros(len(x), x.shape[1] + 8)], 1), torch.eye(x.shape[1]), rate, seed)
+    return torch.where(seen == 0, 0.0, 1 / (1 - rate)), seen
+
+
+def dropped(inputs):
+    """All four see one mask, of `project_`."""
+    tokens, ranks, rate = 40, 24, 0.3
     x = torch.randn(tokens, inputs)
-    seen = skinny.project_(torch.cat([x, torch.zeros(tokens, 32)], 1), torch.eye(inputs), rate, SEED)
-    mask = torch.where(seen == 0, 0.0, 1 / (1 - rate))
+    mask, seen = mask_of(x, rate, SEED)
     assert 0.2 < (mask == 0).float().mean() < 0.4
     agree(seen, x * mask, "project_ with dropout")
     dS, A, dx = torch.randn(tokens, ranks), torch.randn(ranks, inputs), torch.randn(tokens, inputs)
@@ -71,6 +77,22 @@ def dropped():
     expected = dx + (dS @ A) * mask
     skinny.push_(dx, dS, A, rate, SEED)
     agree(dx, expected, "push_")
+
+
+def independent():
+    """The share that is dropped, and the correlation of each value's fate with those of its neighbours and of other seeds'."""
+    x, rate = torch.ones(1024, 64), 0.25
+    fate = (mask_of(x, rate, SEED)[0] == 0).float()
+    bound = 4 / fate.numel() ** 0.5
+    assert abs(fate.mean() - rate) < bound * (rate * (1 - rate)) ** 0.5
+    pairs = {f"{down} rows, {right} columns away": (fate[down:, right:], fate[: 1024 - down, : 64 - right])
+             for down, right in ((0, 2), (0, 3), (1, 0), (1, 1), (2, 0), (16, 0), (16, 16))}  # fmt: skip
+    pairs["the two of one hash"] = fate[:, ::2], fate[:, 1::2]
+    pairs["the two beside each other of two hashes"] = fate[:, 1:-1:2], fate[:, 2::2]
+    pairs |= {f"seed {seed}": (fate, (mask_of(x, rate, torch.tensor(seed))[0] == 0).float()) for seed in (0, 10, 12, 11 + 2**16, 2**31 - 2)}
+    for what, (a, b) in pairs.items():
+        found = ((a - rate) * (b - rate)).mean().item() / (rate * (1 - rate))
+        assert abs(found) < 4 / a.numel() ** 0.5, f"{what}: correlation {found:.3f}"
 
 
 def written():
@@ -90,8 +112,21 @@ def normed():
         agree(norms.operator(*args) / 100, plain(norms.operator, *args) / 100, "row_norms")
 
 
+def repeated():
+    """The same bits again, and counters at 0."""
+    W, A, B = torch.randn(70, 150), torch.randn(5, 150), torch.randn(70, 5)
+    first, second = (norms.operator(W, A, B, W.square().sum(1)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert not launch.kept_counters(W.device, 0).any()
+
+
 written()
-normed()
-undropped()
-dropped()
+independent()
+for sizes in (dict(launch.SIZES), CUT):
+    launch.SIZES.update(sizes)
+    normed()
+    undropped()
+    dropped(24)
+    dropped(71)
+    repeated()
 print("all agree")

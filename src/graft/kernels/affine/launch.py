@@ -1,10 +1,10 @@
 """The calls of the skinny products' Triton kernels (graft.kernels.affine.tiles): their grids, tiles and room for partial sums.
 
-A sum over tokens (or over inputs) is cut into parts so that every processor has work; the parts are added in a fixed order by a second
-kernel, so that the same input gives the same bits. Under Triton's interpreter (TRITON_INTERPRET=1) the same kernels run on a CPU, in
-float32 throughout.
+A sum over tokens (or over inputs) is cut into parts so that every processor has work; the parts are added in a fixed order, so that the
+same input gives the same bits. Under Triton's interpreter (TRITON_INTERPRET=1) the same kernels run on a CPU, in float32 throughout.
 """
 
+import functools
 import os
 
 import torch
@@ -16,16 +16,19 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 PROCESSORS = 132  # of an H100; any number is right
 HALVES = (torch.float16, torch.bfloat16)
 AT_ONCE = 3  # maps that one launch takes
+NORMED = 128  # ranks that the norms' kernel takes: it holds [R, R] sums
+COUNTERS = 1 << 14
+ROWS = 32  # that one program adds up
 SIZES = {
-    "project": lambda tokens, R: (16, 256, 4, 3) if tokens <= 4096 and R <= 64 else (32, 128 if R <= 64 else 64 if R <= 256 else 32, 4, 4),
-    "pull": lambda tokens, R: (32, 512, 4, 3) if R <= 32 else (32, max(32, 16384 // R), 8, 3),
-    "pull and sum": lambda tokens, R: (16, 256, 4, 4) if R <= 32 else (32, max(32, 8192 // R), 8, 3),
-    "outer": lambda tokens, R: (64, 64, 4, 5) if R <= 64 else (64, 64, 8, 4),
-    "norms": lambda outs, R: (32, 256, 4, 3) if outs <= 8192 else (32, 128, 4, 4),
-    "push": lambda tokens, R: (64, 128, 4, 1),
+    "project": lambda tokens, R: (64, 128, 4, 4, 2) if R <= 64 else (64, 8192 // R, 4, 3, 2) if R <= 256 else (32, 32, 4, 2, 2),
+    "pull": lambda tokens, R: (64, 256, 8, 3, 1) if R <= 64 else (64, 8192 // R, 8, 3, 1) if R <= 256 else (32, 32, 8, 2, 1),
+    "pull and sum": lambda tokens, R: (32, 256, 8, 3, 1) if R <= 64 else (32, max(32, 8192 // R), 8, 2, 1),
+    "outer": lambda tokens, R: (64, 128, 4, 4, 2) if R <= 64 else (64, 64 if R <= 256 else 32, 8, 2, 2),
+    "push": lambda tokens, R: (64, 128, 4, 1, 1) if R <= 256 else (32, 64, 4, 1, 1),
+    "norms": lambda outs, R: (64, 128, 4, 4, 2) if R <= 32 else (64, 64, 4, 3, 2) if R <= 64 else (32, 32, 8, 2, 2),
 }
-"""Of each kernel, for so many tokens (outputs, for the norms) and ranks: tokens a tile, its other side, warps, stages. The
-fastest of some on an H100 at rank 16; for more ranks what fits, unmeasured.
+"""Of each kernel, for so many tokens (outputs, for the norms) and ranks: tokens (outputs) a tile, its other side, warps, stages, and
+programs for each processor.
 """
 
 
@@ -54,22 +57,49 @@ def write(buffer: Tensor, As: list[Tensor], Bs: list[Tensor]) -> None:
         row, column = row + sum(outs), column + sum(ranks)
 
 
-def parts_of(length: int, block: int, others: int) -> tuple[int, int]:
-    """Into how many parts to cut a sum over `length`, given so many other programs, and how long each is: whole blocks."""
+@functools.cache
+def kept_counters(device: torch.device, stream: int) -> Tensor:
+    """Zeros that the kernels of one stream leave as zeros."""
+    return torch.zeros(COUNTERS, dtype=torch.int32, device=device)
+
+
+def counters(tensor: Tensor, count: int) -> Tensor:
+    """So many zeros [int32] for the kernel that runs next: those of the stream, but a recorded graph, which may run on any, has its own."""
+    if not tensor.is_cuda:
+        return kept_counters(tensor.device, 0)
+    if count > COUNTERS or torch.cuda.is_current_stream_capturing():
+        return torch.zeros(count, dtype=torch.int32, device=tensor.device)
+    return kept_counters(tensor.device, torch.cuda.current_stream(tensor.device).cuda_stream)
+
+
+def parts_of(length: int, block: int, others: int, fill: int) -> tuple[int, int]:
+    """Into how many parts to cut a sum over `length`, given so many other programs, for `fill` of them on each processor, and how long each
+    is: whole blocks.
+    """
     blocks = -(-length // block)
-    count = max(1, min(blocks, -(-2 * PROCESSORS // others)))
+    count = max(1, min(blocks, fill * PROCESSORS // others))
     span = -(-blocks // count) * block
     return -(-length // span), span
+
+
+def drawn(dropout: float, seed: Tensor | None, x: Tensor) -> tuple[Tensor, int, float, bool]:
+    """What the kernels take for dropout: the seed, the threshold of 16 bits, the scale, and whether to drop at all."""
+    if not dropout or seed is None:
+        return x, 0, 1.0, False
+    return seed, round(dropout * 2**16), 1 / (1 - dropout), True
 
 
 def row_norms(W: Tensor, A: Tensor, B: Tensor, own: Tensor) -> Tensor:
     """See `norms.row_norms`."""
     (outs, width), ranks, R = W.shape, len(A), padded(len(A))
-    BO, BK, warps, stages = SIZES["norms"](outs, R)
+    BO, BK, warps, stages, fill = SIZES["norms"](outs, R)
+    rows = -(-outs // BO)
+    count, span = parts_of(width, BK, rows, fill)
     total = torch.empty_like(own)
-    tiles.norms[(-(-outs // BO),)](
-        W, A, B, own, total, outs, width, ranks, W.stride(0),
-        FLOAT=INTERPRETED, BO=BO, BK=BK if R <= 64 else 32, R=R, num_warps=warps, num_stages=stages,
+    parts = own.new_empty(count, outs) if count > 1 else total
+    tiles.norms[(rows, count)](
+        W, A, B, own, parts, counters(W, rows) if count > 1 else total, total, outs, width, ranks, W.stride(0), span,
+        FLOAT=INTERPRETED, ALONE=count == 1, BO=BO, BK=BK, R=R, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return total
 
@@ -77,28 +107,18 @@ def row_norms(W: Tensor, A: Tensor, B: Tensor, own: Tensor) -> Tensor:
 def project_(xs: Tensor, A: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
     """See `skinny.project_`."""
     tokens, (ranks, width), R = len(xs), A.shape, padded(A.shape[0])
-    BT, BK, warps, stages = SIZES["project"](tokens, R)
+    BT, BK, warps, stages, fill = SIZES["project"](tokens, R)
     rows, room = -(-tokens // BT), xs.shape[1] - width
-    count, span = (1, width) if rows >= PROCESSORS else parts_of(width, BK, rows)
+    count, span = parts_of(width, BK, rows, fill)
     S = xs.new_empty(tokens, ranks)
     parts = xs.new_empty(count, tokens, R, dtype=torch.float32) if count > 1 else S
-    drops = bool(dropout) and seed is not None
-    tiles.project_parts[(rows, count)](
-        xs, A, parts, S, seed if drops else xs, tokens, width, ranks, room, xs.stride(0), A.stride(0), dropout, span,
+    seed, threshold, scale, drops = drawn(dropout, seed, xs)
+    tiles.project[(rows, count)](
+        xs, A, parts, counters(xs, rows) if count > 1 else S, S, seed, tokens, width, ranks, room, xs.stride(0), A.stride(0),
+        threshold, scale, span,
         DROPS=drops, FLOAT=INTERPRETED, ALONE=count == 1, BT=BT, BK=BK, R=R, num_warps=warps, num_stages=stages,
     )  # fmt: skip
-    if count > 1:
-        gather(parts, xs[:, width:], S, room, 0, [ranks], [count])
     return S
-
-
-def gather(parts: Tensor, tail: Tensor, S: Tensor, room: int, column: int, ranks: list[int], ends: list[int]) -> None:
-    """Add up parts [n, T, R], those before each end for one map, into S and the tail from `column` on."""
-    BT, more = 64, AT_ONCE - len(ranks)
-    tiles.gather_parts[(-(-len(S) // BT), len(ranks))](
-        parts, tail, S, len(S), room, tail.stride(0), S.stride(0), column, *ranks, *[0] * more, *ends, *[ends[-1]] * more, len(ranks),
-        BT=BT, R=parts.shape[2],
-    )  # fmt: skip
 
 
 def pull_(dys: Tensor, S: Tensor, B: Tensor, ys: list[Tensor], outputs: list[int], ranks: list[int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,60 +129,64 @@ def pull_(dys: Tensor, S: Tensor, B: Tensor, ys: list[Tensor], outputs: list[int
     row = column = 0
     for k in range(0, len(outputs), AT_ONCE):
         outs, own = outputs[k : k + AT_ONCE], ranks[k : k + AT_ONCE]
-        rows = slice(row, row + sum(outs))
         room = dys.shape[1] - total if k + AT_ONCE >= len(outputs) else 0
-        dB_parts, sums_parts = pull_some(
-            dys[:, row:], dys[:, total:], S[:, column:], B[row:, column:], ys[k : k + AT_ONCE], dS, outs, own, room, column
+        pull_some(
+            dys[:, row:], dys[:, total:], S[:, column:], B[row:, column:], ys[k : k + AT_ONCE], dS, dB[row:], sums[row:],
+            outs, own, room, column,
         )  # fmt: skip
-        torch.sum(dB_parts[:, :, : dB.shape[1]], 0, out=dB[rows])
-        if ys:
-            torch.sum(sums_parts, 0, out=sums[rows])
         row, column = row + sum(outs), column + sum(own)
     return dS, dB, sums
 
 
 def pull_some(
-    dY: Tensor, tail: Tensor, S: Tensor, B: Tensor, ys: list[Tensor], dS: Tensor, outs: list[int], ranks: list[int], room: int, column: int
-) -> tuple[Tensor, Tensor]:
-    """`pull_` of up to AT_ONCE maps whose outputs and ranks are the first of dY, S and B; dB and the sums in parts."""
-    tokens, R, more = len(dY), padded(max(ranks)), AT_ONCE - len(outs)
-    BT, BO, warps, stages = SIZES["pull and sum" if ys else "pull"](tokens, R)
+    dY: Tensor, tail: Tensor, S: Tensor, B: Tensor, ys: list[Tensor], dS: Tensor, dB: Tensor, sums: Tensor,
+    outs: list[int], ranks: list[int], room: int, column: int,
+) -> None:  # fmt: skip
+    """`pull_` of up to AT_ONCE maps whose outputs and ranks are the first of dY, S and B, and whose columns of dS start at `column`."""
+    tokens, total, R, more = len(dY), sum(outs), padded(dB.shape[1]), [0] * (AT_ONCE - len(outs))
+    BT, BO, warps, stages, fill = SIZES["pull and sum" if ys else "pull"](tokens, R)
     ends = [sum(-(-n // BO) for n in outs[: k + 1]) for k in range(len(outs))]
-    count, span = parts_of(tokens, BT, ends[-1])
+    count, span = parts_of(tokens, BT, ends[-1], fill)
     dS_parts = dY.new_empty(ends[-1], tokens, R, dtype=torch.float32)
-    dB_parts = dY.new_empty(count, sum(outs), R, dtype=torch.float32)
-    sums = dY.new_empty(count, sum(outs), dtype=torch.float32) if ys else dB_parts
+    dB_parts = dY.new_empty(count, total, R, dtype=torch.float32)
+    sums_parts = dY.new_empty(count, total, dtype=torch.float32) if ys else dB_parts
     pointers = [y.contiguous() for y in ys] or [dY]
-    ends_of, none = [*ends, *[ends[-1]] * more], [0] * more
-    tiles.pull_parts[(ends[-1], count)](
-        dY, S, B, *pointers, *pointers[:1] * (AT_ONCE - len(pointers)), dS_parts, dB_parts, sums, tokens, *outs, *none, *ranks, *none,
-        *ends_of[:2], sum(outs), dY.stride(0), S.stride(0), B.stride(0), span,
-        SUMS=bool(ys), FLOAT=INTERPRETED, BT=BT, BO=BO, R=R, num_warps=warps, num_stages=stages,
+    pointers += pointers[:1] * (AT_ONCE - len(pointers))
+    ranks_of, ends_of = [*ranks, *more], [*ends, *ends[-1:] * len(more)]
+    tiles.pull[(ends[-1], count)](
+        dY, S, B, *pointers, dS_parts, dB_parts, sums_parts, tokens, *outs, *more, *ranks_of, *ends_of[:2], total,
+        dY.stride(0), S.stride(0), B.stride(0), span,
+        SUMS=bool(ys), FLOAT=INTERPRETED, BT=BT, BO=BO, R=R, STAGES=stages, num_warps=warps, num_stages=stages,
     )  # fmt: skip
-    gather(dS_parts, tail, dS, room, column, ranks, ends)
-    return dB_parts, sums
+    tiles.finish[(-(-tokens // ROWS) * len(outs) + -(-total // ROWS),)](
+        dS_parts, dB_parts, sums_parts, tail, dS, dB, sums, tokens, room, tail.stride(0), dS.stride(0), dB.stride(0), column,
+        *ranks_of, *ends_of, len(outs), total, count, SUMS=bool(ys), BLOCK=ROWS, R=R,
+    )  # fmt: skip
 
 
 def outer(dS: Tensor, x: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
     """See `skinny.outer`."""
     (tokens, width), ranks, R = x.shape, dS.shape[1], padded(dS.shape[1])
-    BT, BI, warps, stages = SIZES["outer"](tokens, R)
+    BT, BI, warps, stages, fill = SIZES["outer"](tokens, R)
     across = -(-width // BI)
-    count, span = parts_of(tokens, BT, across)
-    parts = x.new_empty(count, R, width, dtype=torch.float32)
-    drops = bool(dropout) and seed is not None
-    tiles.outer_parts[(across, count)](
-        dS, x, parts, seed if drops else x, tokens, width, ranks, dS.stride(0), x.stride(0), dropout, span,
-        DROPS=drops, FLOAT=INTERPRETED, BT=BT, BI=BI, R=R, num_warps=warps, num_stages=stages,
+    count, span = parts_of(tokens, BT, across, fill)
+    dA = x.new_empty(ranks, width, dtype=torch.float32)
+    parts = x.new_empty(count, width, R, dtype=torch.float32) if count > 1 else dA
+    seed, threshold, scale, drops = drawn(dropout, seed, x)
+    tiles.outer[(across, count)](
+        dS, x, parts, counters(x, across) if count > 1 else dA, dA, seed, tokens, width, ranks, dS.stride(0), x.stride(0),
+        threshold, scale, span,
+        DROPS=drops, FLOAT=INTERPRETED, ALONE=count == 1, BT=BT, BI=BI, R=R, num_warps=warps, num_stages=stages,
     )  # fmt: skip
-    return parts[:, :ranks].sum(0)
+    return dA
 
 
 def push_(dx: Tensor, dS: Tensor, A: Tensor, dropout: float, seed: Tensor | None) -> None:
     """See `skinny.push_`."""
     (tokens, width), ranks, R = dx.shape, dS.shape[1], padded(dS.shape[1])
-    BT, BI, warps, stages = SIZES["push"](tokens, R)
+    BT, BI, warps, stages, _ = SIZES["push"](tokens, R)
+    seed, threshold, scale, _ = drawn(dropout, seed, dx)
     tiles.push[(-(-tokens // BT), -(-width // BI))](
-        dx, dS, A, seed, tokens, width, ranks, dx.stride(0), dS.stride(0), A.stride(0), dropout,
+        dx, dS, A, seed, tokens, width, ranks, dx.stride(0), dS.stride(0), A.stride(0), threshold, scale,
         FLOAT=INTERPRETED, BT=BT, BI=BI, R=R, num_warps=warps, num_stages=stages,
     )  # fmt: skip

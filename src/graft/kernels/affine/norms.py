@@ -3,7 +3,7 @@
     ‖W + B A‖² = ‖W‖² + 2 rowsum((W A^T) * B) + rowsum((B (A A^T)) * B)
 
 W [out, in] in the base's dtype, in which W A^T is multiplied; A [r, in], B [out, r] and ‖W‖² [out] in master precision, in which all else
-is summed. A CUDA kernel reads W once and nothing else that is wide.
+is summed. A CUDA kernel reads W once and nothing else that is wide; of higher ranks than it has registers for, torch's products do.
 """
 
 import torch
@@ -21,7 +21,7 @@ def row_norms(W: Tensor, A: Tensor, B: Tensor, own: Tensor) -> Tensor:
 @torch.library.custom_op("graft::row_norms", mutates_args=())
 def operator(W: Tensor, A: Tensor, B: Tensor, own: Tensor) -> Tensor:
     """The same, as a compiler takes it."""
-    if launch.takes(W) and W.stride(1) == 1:
+    if launch.takes(W) and W.stride(1) == 1 and len(A) <= launch.NORMED:
         return launch.row_norms(W, A.contiguous(), B.contiguous(), own)
     return plain(W, A, B, own)
 

@@ -1,7 +1,9 @@
 """The skinny products as Triton kernels: each reads its wide operand once and takes its sums in float32.
 
-Dropout keeps or drops a value by a hash of the seed and of its position, taken again wherever it is needed. What each kernel computes is
-said in its docstring, who calls it in graft.kernels.affine.launch. This file can be read, but not run, where Triton is not installed.
+A sum is cut into parts so that every processor has work. Where a tile of the result has few parts, the last program to finish one adds
+them up, always in the same order; where it has many (`pull`), a second kernel does. Dropout keeps or drops a value by a hash of the seed
+and of its position, taken again wherever it is needed. What each kernel computes is said in its docstring, who calls it in
+graft.kernels.affine.launch. This file can be read, but not run, where Triton is not installed.
 """
 
 from __future__ import annotations
@@ -22,47 +24,71 @@ else:
 
 
 @jit
-def mixed(h):
-    """A 32-bit hash of 32 bits: multiplications and shifts that leave no bit unstirred."""
+def kept(seed_ptr, row, pair, width, threshold, N: tl.constexpr):
+    """Which values [rows, N] of the columns from 2 * pair on stay: those whose 16 bits are not below the threshold, 0 to 2^16 - 1.
+
+    Two neighbours share the 32 bits of one hash (Ellis's "lowbias32" with another pair of constants, whose every input bit turns every
+    output bit with a chance of nearly one half), to which the seed is added before either multiplication.
+    """
+    seed, lane = tl.load(seed_ptr).to(tl.uint32), tl.arange(0, N)
+    h = (row.to(tl.uint32) * ((width + 1) // 2))[:, None] + (pair + lane // 2).to(tl.uint32)[None, :]
+    h = h ^ (seed * 0x9E3779B1)
     h = (h ^ (h >> 16)) * 0x21F0AAAD
-    h = (h ^ (h >> 15)) * 0x735A2D97
-    return h ^ (h >> 15)
+    h = (h ^ (h >> 15)) * 0x735A2D97 + seed
+    h = h ^ (h >> 15)
+    return (h << (16 * (lane % 2)).to(tl.uint32)[None, :]) >= (tl.cast(threshold, tl.uint32) << 16)  # the upper half, then the lower
 
 
 @jit
-def kept(x, seed_ptr, row, column, width, dropout):
-    """x where the hash of its place [row, column] says so, scaled; 0 elsewhere."""
-    seed = mixed(tl.load(seed_ptr).to(tl.uint32))
-    place = row.to(tl.uint32)[:, None] * width.to(tl.uint32) + column.to(tl.uint32)[None, :]
-    drawn = (mixed(place ^ seed) >> 8).to(tl.float32) * (1.0 / (1 << 24))
-    return tl.where(drawn >= dropout, x / (1 - dropout), 0.0).to(x.dtype)
+def last(counter, count):
+    """Whether this program is the last of `count` to come here, so that it may read what they stored; the counter ends at 0 again."""
+    tl.debug_barrier()  # the stores of all threads come before the one thread's release
+    found = tl.atomic_add(counter, 1, sem="acq_rel") == count - 1
+    if found:
+        tl.store(counter, 0)
+    return found
 
 
 @jit
-def project_parts(
-    xs, A, parts, S, seed, tokens, width, ranks, room, pitch, A_pitch, dropout, span,
+def added(parts, stride, count, mask, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The sum [ROWS, COLUMNS] of what `parts` point to and of what lies every so many values behind it, read past the first cache."""
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for _ in range(count):
+        total += tl.load(parts, mask=mask, other=0.0, cache_modifier=".cg")
+        parts += stride
+    return total
+
+
+@jit
+def project(
+    xs, A, parts, counters, S, seed, tokens, width, ranks, room, pitch, A_pitch, threshold, scale, span,
     DROPS: tl.constexpr, FLOAT: tl.constexpr, ALONE: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, R: tl.constexpr,
 ):  # fmt: skip
-    """parts[k] [T, R] = drop(x)[:, k's span] A[:, k's span]^T, or with one part alone, S itself and the tail."""
-    row, part = tl.program_id(0) * BT + tl.arange(0, BT), tl.program_id(1)
-    lane, r = tl.arange(0, BK), tl.arange(0, R)
+    """S [T, R] and xs's tail = drop(x) A^T, of which parts[k] [T, R] is the sum over k's span of the columns."""
+    tile, part, count = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    row, lane, r = tile * BT + tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, R)
     total = tl.zeros((BT, R), tl.float32)
     here = row[:, None] < tokens
     place = row[:, None].to(tl.int64)
-    for step in range(0, span, BK):
-        column = part * span + step + lane
+    for start in range(part * span, part * span + span, BK):
+        column = start + lane
         inside = column < width
         x = tl.load(xs + place * pitch + column[None, :], mask=here & inside[None, :], other=0.0)
         a = tl.load(A + r[None, :] * A_pitch + column[:, None], mask=(r[None, :] < ranks) & inside[:, None], other=0.0)
         if FLOAT:
             x, a = x.to(tl.float32), a.to(tl.float32)
         if DROPS:
-            x = kept(x, seed, row, column, width, dropout)
+            x = tl.where(kept(seed, row, start // 2, width, threshold, BK), x, 0.0)
         total = tl.dot(x, a, total, input_precision="ieee")
+    total *= scale
     if ALONE:
         leave(total, xs + width, S, place, r, here, ranks, 0, room, pitch, ranks, BT, R)
     else:
-        tl.store(parts + (part * tokens + place) * R + r[None, :], total, mask=here)
+        own = parts + place * R + r[None, :]
+        tl.store(own + (part * tokens).to(tl.int64) * R, total, mask=here)
+        if last(counters + tile, count):
+            total = added(own, tokens * R, count, here, BT, R)
+            leave(total, xs + width, S, place, r, here, ranks, 0, room, pitch, ranks, BT, R)
 
 
 @jit
@@ -77,31 +103,13 @@ def leave(total, tail, S, place, r, here, ranks, column, room, pitch, S_pitch, B
 
 
 @jit
-def gather_parts(
-    parts, tail, S, tokens, room, pitch, S_pitch, column, r_0, r_1, r_2, end_0, end_1, end_2, maps,
-    BT: tl.constexpr, R: tl.constexpr,
-):  # fmt: skip
-    """S and tail of each map's columns = Σ of its parts [T, R], from the end of the map before to its own end."""
-    number = tl.program_id(1)
-    row, r = tl.program_id(0) * BT + tl.arange(0, BT), tl.arange(0, R)
-    first = tl.where(number == 0, 0, tl.where(number == 1, end_0, end_1))
-    count = tl.where(number == 0, end_0, tl.where(number == 1, end_1, end_2)) - first
-    ranks = tl.where(number == 0, r_0, tl.where(number == 1, r_1, r_2))
-    column += tl.where(number == 0, 0, tl.where(number == 1, r_0, r_0 + r_1))
-    here, place = row[:, None] < tokens, row[:, None].to(tl.int64)
-    total = tl.zeros((BT, R), tl.float32)
-    for part in range(count):
-        total += tl.load(parts + ((first + part) * tokens + place) * R + r[None, :], mask=here, other=0.0)
-    leave(total, tail, S, place, r, here, ranks, column, tl.where(number == maps - 1, room, 0), pitch, S_pitch, BT, R)
-
-
-@jit
-def pull_parts(
-    dY, S, B, y_0, y_1, y_2, dS_parts, dB_parts, sums, tokens, outs_0, outs_1, outs_2, r_0, r_1, r_2, end_0, end_1, total_outs,
+def pull(
+    dY, S, B, y_0, y_1, y_2, dS_parts, dB_parts, sums_parts, tokens, outs_0, outs_1, outs_2, r_0, r_1, r_2, end_0, end_1, total_outs,
     pitch, S_pitch, B_pitch, span, SUMS: tl.constexpr, FLOAT: tl.constexpr, BT: tl.constexpr, BO: tl.constexpr, R: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """dS_parts[o] [T, R] = dY B over o's tile of one map's outputs; dB_parts[t] [Σ out, R] = dY^T S over t's span of tokens; and with
-    SUMS, sums[t] [Σ out] = Σ dY * y.
+    SUMS, sums_parts[t] [Σ out] = Σ dY * y.
     """
     tile, part = tl.program_id(0), tl.program_id(1)
     second, third = tile >= end_0, tile >= end_1
@@ -120,38 +128,67 @@ def pull_parts(
         y = y_1
     if tile >= end_1:
         y = y_2
-    dB, dots = tl.zeros((BO, R), tl.float32), tl.zeros((BT if SUMS else 1, BO if SUMS else 1), tl.float32)
-    for step in range(0, span, BT):
-        row = part * span + step + lane
+    dB, dots = tl.zeros((BO, R), tl.float32), tl.zeros((16, BO), tl.float32)
+    for start in tl.range(part * span, part * span + span, BT, num_stages=STAGES):  # said here, loads that no dot takes are made ahead too
+        row = start + lane
         here = row < tokens
         place = row[:, None].to(tl.int64)
         dy = tl.load(dY + place * pitch + out[None, :], mask=here[:, None] & inside[None, :], other=0.0)
         s = tl.load(S + place * S_pitch + column + r[None, :], mask=here[:, None] & (r[None, :] < ranks), other=0.0)
+        if SUMS:
+            own_y = tl.load(y + place * outs + own[None, :], mask=here[:, None] & inside[None, :], other=0.0)
         if FLOAT:
             dy, s = dy.to(tl.float32), s.to(tl.float32)
         dS = tl.dot(dy, b, input_precision="ieee")
         tl.store(dS_parts + (tile * tokens + place) * R + r[None, :], dS, mask=here[:, None])
         dB = tl.dot(tl.trans(dy), s, dB, input_precision="ieee")
         if SUMS:
-            own_y = tl.load(y + place * outs + own[None, :], mask=here[:, None] & inside[None, :], other=0.0)
-            dots += dy.to(tl.float32) * own_y.to(tl.float32)
+            dots += tl.sum(tl.reshape(dy.to(tl.float32) * own_y.to(tl.float32), (BT // 16, 16, BO)), 0)
     tl.store(dB_parts + (part * total_outs + out[:, None]).to(tl.int64) * R + r[None, :], dB, mask=inside[:, None])
     if SUMS:
-        tl.store(sums + part * total_outs + out, tl.sum(dots, 0), mask=inside)
+        tl.store(sums_parts + part * total_outs + out, tl.sum(dots, 0), mask=inside)
 
 
 @jit
-def outer_parts(
-    dS, x, parts, seed, tokens, width, ranks, dS_pitch, pitch, dropout, span,
-    DROPS: tl.constexpr, FLOAT: tl.constexpr, BT: tl.constexpr, BI: tl.constexpr, R: tl.constexpr,
+def finish(
+    dS_parts, dB_parts, sums_parts, tail, dS, dB, sums, tokens, room, pitch, dS_pitch, dB_pitch, column, r_0, r_1, r_2, end_0, end_1, end_2,
+    maps, total_outs, spans, SUMS: tl.constexpr, BLOCK: tl.constexpr, R: tl.constexpr,
 ):  # fmt: skip
-    """parts[t] [R, in] = dS^T drop(x) over t's span of tokens."""
-    part = tl.program_id(1)
-    column, r, lane = tl.program_id(0) * BI + tl.arange(0, BI), tl.arange(0, R), tl.arange(0, BT)
+    """What `pull` left in parts: the first programs add up dS and the tail of dY, map after map, the others dB and the sums."""
+    blocks = tl.cdiv(tokens, BLOCK)
+    number, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    r = tl.arange(0, R)
+    if number < maps:
+        row = block * BLOCK + tl.arange(0, BLOCK)
+        first = tl.where(number == 0, 0, tl.where(number == 1, end_0, end_1))
+        count = tl.where(number == 0, end_0, tl.where(number == 1, end_1, end_2)) - first
+        ranks = tl.where(number == 0, r_0, tl.where(number == 1, r_1, r_2))
+        column += tl.where(number == 0, 0, tl.where(number == 1, r_0, r_0 + r_1))
+        here, place = row[:, None] < tokens, row[:, None].to(tl.int64)
+        total = added(dS_parts + (first * tokens + place) * R + r[None, :], tokens * R, count, here, BLOCK, R)
+        leave(total, tail, dS, place, r, here, ranks, column, tl.where(number == maps - 1, room, 0), pitch, dS_pitch, BLOCK, R)
+    else:
+        out = (tl.program_id(0) - maps * blocks) * BLOCK + tl.arange(0, BLOCK)
+        inside = out < total_outs
+        total = added(dB_parts + out[:, None].to(tl.int64) * R + r[None, :], total_outs * R, spans, inside[:, None], BLOCK, R)
+        tl.store(dB + out[:, None].to(tl.int64) * dB_pitch + r[None, :], total, mask=inside[:, None] & (r[None, :] < dB_pitch))
+        if SUMS:
+            dots = added((sums_parts + out)[None, :], total_outs, spans, inside[None, :], 1, BLOCK)
+            tl.store((sums + out)[None, :], dots, mask=inside[None, :])
+
+
+@jit
+def outer(
+    dS, x, parts, counters, dA, seed, tokens, width, ranks, dS_pitch, pitch, threshold, scale, span,
+    DROPS: tl.constexpr, FLOAT: tl.constexpr, ALONE: tl.constexpr, BT: tl.constexpr, BI: tl.constexpr, R: tl.constexpr,
+):  # fmt: skip
+    """dA [R, in] = dS^T drop(x), of which parts[t] [in, R] is the sum over t's span of tokens."""
+    tile, part, count = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    column, r, lane = tile * BI + tl.arange(0, BI), tl.arange(0, R), tl.arange(0, BT)
     inside = column < width
     total = tl.zeros((BI, R), tl.float32)
-    for step in range(0, span, BT):
-        row = part * span + step + lane
+    for start in range(part * span, part * span + span, BT):
+        row = start + lane
         here = row < tokens
         place = row[:, None].to(tl.int64)
         v = tl.load(x + place * pitch + column[None, :], mask=here[:, None] & inside[None, :], other=0.0)
@@ -159,14 +196,22 @@ def outer_parts(
         if FLOAT:
             v, s = v.to(tl.float32), s.to(tl.float32)
         if DROPS:
-            v = kept(v, seed, row, column, width, dropout)
+            v = tl.where(kept(seed, row, tile * (BI // 2), width, threshold, BI), v, 0.0)
         total = tl.dot(tl.trans(v), s, total, input_precision="ieee")
-    tl.store(parts + (part * R + r[None, :]).to(tl.int64) * width + column[:, None], total, mask=inside[:, None])
+    total *= scale
+    target, mask = dA + r[None, :] * width + column[:, None], inside[:, None] & (r[None, :] < ranks)
+    if ALONE:
+        tl.store(target, total, mask=mask)
+    else:
+        own = parts + column[:, None].to(tl.int64) * R + r[None, :]
+        tl.store(own + (part * width).to(tl.int64) * R, total, mask=inside[:, None])
+        if last(counters + tile, count):
+            tl.store(target, added(own, width * R, count, inside[:, None], BI, R), mask=mask)
 
 
 @jit
 def push(
-    dx, dS, A, seed, tokens, width, ranks, pitch, dS_pitch, A_pitch, dropout,
+    dx, dS, A, seed, tokens, width, ranks, pitch, dS_pitch, A_pitch, threshold, scale,
     FLOAT: tl.constexpr, BT: tl.constexpr, BI: tl.constexpr, R: tl.constexpr,
 ):  # fmt: skip
     """dx += drop'(dS A)."""
@@ -176,9 +221,10 @@ def push(
     a = tl.load(A + r[:, None] * A_pitch + column[None, :], mask=own[:, None] & inside, other=0.0)
     if FLOAT:
         s, a = s.to(tl.float32), a.to(tl.float32)
-    added = kept(tl.dot(s, a, input_precision="ieee"), seed, row, column, width, dropout)
+    mask = kept(seed, row, tl.program_id(1) * (BI // 2), width, threshold, BI)
+    change = tl.where(mask, tl.dot(s, a, input_precision="ieee") * scale, 0.0)
     place = dx + row[:, None].to(tl.int64) * pitch + column[None, :]
-    tl.store(place, tl.load(place, mask=here & inside, other=0.0).to(tl.float32) + added, mask=here & inside)
+    tl.store(place, tl.load(place, mask=here & inside, other=0.0).to(tl.float32) + change, mask=here & inside)
 
 
 @jit
@@ -208,17 +254,18 @@ def write_branches(
 
 @jit
 def norms(
-    W, A, B, own, total, outs, width, ranks, pitch,
-    FLOAT: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr, R: tl.constexpr,
+    W, A, B, own, parts, counters, total, outs, width, ranks, pitch, span,
+    FLOAT: tl.constexpr, ALONE: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr, R: tl.constexpr,
 ):  # fmt: skip
     """total [out] = the root of own + 2 rowsum((W A^T) * B) + rowsum((B (A A^T)) * B), W read once; A and B lie without gaps.
 
-    Both products of A are of A in W's dtype, and their sums in float32.
+    Both products of A are of A in W's dtype, and their sums in float32. parts[k] [out] is what k's span of the inputs adds to `own`.
     """
-    out, r, lane = tl.program_id(0) * BO + tl.arange(0, BO), tl.arange(0, R), tl.arange(0, BK)
+    tile, part, count = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    out, r, lane = tile * BO + tl.arange(0, BO), tl.arange(0, R), tl.arange(0, BK)
     inside, present = out < outs, r < ranks
     cross, square = tl.zeros((BO, R), tl.float32), tl.zeros((R, R), tl.float32)
-    for start in range(0, width, BK):
+    for start in range(part * span, part * span + span, BK):
         column = start + lane
         real = column < width
         w = tl.load(W + out[:, None].to(tl.int64) * pitch + column[None, :], mask=inside[:, None] & real[None, :], other=0.0)
@@ -229,5 +276,17 @@ def norms(
         cross = tl.dot(w, a, cross, input_precision="ieee")
         square = tl.dot(tl.trans(a), a, square, input_precision="ieee")
     b = tl.load(B + out[:, None] * ranks + r[None, :], mask=inside[:, None] & present[None, :], other=0.0)
-    added = tl.sum(2 * cross * b + tl.dot(b, square, input_precision="ieee") * b, 1)
-    tl.store(total + out, tl.sqrt(tl.maximum(tl.load(own + out, mask=inside, other=0.0) + added, 1.1754944e-38)), mask=inside)
+    change = tl.sum(2 * cross * b + tl.dot(b, square, input_precision="tf32x3") * b, 1)[None, :]  # to 1e-6
+    place, mask = out[None, :], inside[None, :]
+    if ALONE:
+        root(total + place, own + place, change, mask)
+    else:
+        tl.store(parts + part * outs + place, change, mask=mask)
+        if last(counters + tile, count):
+            root(total + place, own + place, added(parts + place, outs, count, mask, 1, BO), mask)
+
+
+@jit
+def root(total, own, change, mask):
+    """total = √(own + change), never 0."""
+    tl.store(total, tl.sqrt(tl.maximum(tl.load(own, mask=mask, other=0.0) + change, 1.1754944e-38)), mask=mask)
