@@ -18,7 +18,7 @@ from torch import Tensor
 from graft.errors import AdapterError
 from graft.forms import Affine, shifted
 from graft.kernels import nf4
-from graft.kernels.affine import Branch, laid_out
+from graft.kernels.affine import Branch, laid_out, resolved
 from graft.model.replay import Replay
 from graft.model.slots import OWN, Slot, ordered
 from graft.model.wiring import Wiring
@@ -50,21 +50,24 @@ class Group:
         forms = self.forms()
         self.dropout = forms[0].dropout
         ranks = [0 if form.A is None else len(form.A) for form in forms]
-        self.maps = laid_out([module.weight.detach() for module in modules], ranks, layout)
-        for number, (slot, module, view) in enumerate(zip(self.slots, modules, self.maps.views(), strict=True)):
+        self.maps = laid_out([module.weight for module in modules], ranks, layout)
+        for number, slot in enumerate(self.slots):
             slot.group, slot.place = self, number
+        self.moved = self.modules if self.maps.views() else []
+        for module, view in zip(self.moved, self.maps.views(), strict=True):
             module.weight.data = view
         self.x: Tensor | None = None
         self.ready: dict[int, Tensor] = {}  # outputs not yet taken, of this x
 
     def release(self) -> None:
         """Give the modules their weights back, each in memory of its own."""
-        for slot, module in zip(self.slots, self.modules, strict=True):
-            slot.group = None
+        for module in self.moved:
             module.weight.data = module.weight.data.clone(memory_format=torch.contiguous_format)
+        for slot in self.slots:
+            slot.group = None
             for station in slot.stations:
                 station.base.prepared = None
-        self.slots = []
+        self.slots, self.moved = [], []
 
     def forms(self) -> list[Affine]:
         """The one form of each module."""
@@ -124,7 +127,7 @@ class Fused:
     def __init__(self, wiring: Wiring, layout: str = "auto") -> None:
         self.wiring, self.layout, self.groups, self.ran = wiring, layout, list[Group](), list[Ran]()
         for paths in together(wiring):
-            apart = {path: reason for path in paths if (reason := why_apart(wiring, path))}
+            apart = {path: reason for path in paths if (reason := why_apart(wiring, path, layout))}
             self.ran += [Ran(path, "apart", reason) for path, reason in apart.items()]
             for same in alike(wiring, [path for path in paths if path not in apart]):
                 modules = [wiring.model.get_submodule(path) for path in same]
@@ -178,22 +181,25 @@ def together(wiring: Wiring) -> Iterator[list[str]]:
 
 
 def alike(wiring: Wiring, paths: list[str]) -> Iterator[list[str]]:
-    """Those of them that drop alike and are scaled or not, in the order in which they run."""
+    """Those of them that drop alike, are scaled or not and are packed alike, in the order in which they run."""
     forms = {path: wiring.slots[path].live()[0][1] for path in paths}
-    kinds = {path: (form.dropout, form.c is None) for path, form in forms.items()}
+    weights = {path: wiring.model.get_submodule(path).weight for path in paths}
+    packed = {path: nf4.kind(weight) if nf4.is_packed(weight) else None for path, weight in weights.items()}
+    kinds = {path: (form.dropout, form.c is None, packed[path]) for path, form in forms.items()}
     for kind in dict.fromkeys(kinds.values()):
         yield [path for path in paths if kinds[path] == kind]
 
 
-def why_apart(wiring: Wiring, path: str) -> str:
-    """The reason why a module's form cannot be fused; "" if it can."""
+def why_apart(wiring: Wiring, path: str, layout: str) -> str:
+    """The reason why a module's form cannot be fused in a layout; "" if it can."""
     slot, module = wiring.slots[path], wiring.model.get_submodule(path)
     forms = slot.live()
     form = forms[0][1]
-    if type(module) is not nn.Linear or not any(site.role in LINEAR for site in (station.site for station in slot.stations)):
+    plain = type(module) is nn.Linear or (isinstance(module, nn.Linear) and nf4.is_packed(module.weight))
+    if not plain or not any(site.role in LINEAR for site in (station.site for station in slot.stations)):
         return f"it is no plain linear map of a layer but a {type(module).__name__}"
-    if nf4.is_packed(module.weight):
-        return "its weight is in 4 bits"
+    if nf4.is_packed(module.weight) and resolved(module.weight, layout) != "pitched":
+        return "its weight is in 4 bits, and those are fused in the pitched layout only, which is for GPUs"
     if len(forms) > 1 or hasattr(slot, "twin"):
         return "other forms act there too"
     if form.i is not None or form.a is not None or form.act != "identity" or (form.c is not None and form.scales == "y"):

@@ -33,38 +33,39 @@ class Products(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        buffer: Tensor,
+        maps: "Pitched",
         seed: Tensor | None,
         dropout: float,
-        outputs: tuple[int, ...],
-        ranks: tuple[int, ...],
         biases: tuple[Tensor | None, ...],
         *branches: Tensor | None,
     ) -> tuple[Tensor, ...]:
         """`branches` are A_1, B_1, c_1, A_2, ...; the buffer already holds the values of A and B, in its dtype."""
-        total, ranked, inputs = sum(outputs), sum(ranks), x.shape[-1]
+        held, total, ranked, inputs = maps.held(), sum(maps.outputs), sum(maps.ranks), x.shape[-1]
+        buffer = maps.buffer_of(held, x.dtype)
         rows = x.reshape(-1, inputs)
         xs = beside([rows], buffer.shape[1] - inputs)
         S = project_(xs, buffer[total : total + ranked, :inputs], dropout, seed)
         zs, row = [], 0
-        for outs, bias in zip(outputs, biases, strict=True):
-            zs.append(F.linear(xs, buffer[row : row + outs], bias))
+        for outs, bias in zip(maps.outputs, biases, strict=True):
+            zs.append(F.linear(xs, buffer[row : row + outs], None if bias is None else bias.to(x.dtype)))
             row += outs
         cs = branches[2::3]
-        ctx.save_for_backward(x, S, buffer, seed, *cs, *([] if cs[0] is None else zs))
-        ctx.dropout, ctx.outputs, ctx.ranks = dropout, outputs, ranks
+        ctx.save_for_backward(x, S, seed, *held, *cs, *([] if cs[0] is None else zs))
+        ctx.maps, ctx.dropout = maps, dropout
         return tuple(scaled(z, c).view(*x.shape[:-1], -1) for z, c in zip(zs, cs, strict=True))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *dys: Tensor) -> tuple[Any, ...]:
         """From dY_j [..., out_j]."""
-        x, S, buffer, seed, *rest = ctx.saved_tensors
-        cs, zs = rest[: len(dys)], rest[len(dys) :]
-        total, ranked, inputs = sum(ctx.outputs), sum(ctx.ranks), x.shape[-1]
+        x, S, seed, *rest = ctx.saved_tensors
+        outputs, ranks, count = ctx.maps.outputs, ctx.maps.ranks, len(ctx.maps.held())
+        held, cs, zs = rest[:count], rest[count : count + len(dys)], rest[count + len(dys) :]
+        total, ranked, inputs = sum(outputs), sum(ranks), x.shape[-1]
         rows = x.reshape(-1, inputs)
-        dY = beside([scaled(dy.reshape(-1, dy.shape[-1]), c) for dy, c in zip(dys, cs, strict=True)], buffer.shape[0] - total)
-        dS, dB, sums = pull_(dY, S, buffer[:total, inputs : inputs + ranked], zs, list(ctx.outputs), list(ctx.ranks))
+        dY = beside([scaled(dy.reshape(-1, dy.shape[-1]), c) for dy, c in zip(dys, cs, strict=True)], margin(ranks))
+        buffer = ctx.maps.buffer_of(held, x.dtype, after=dY)
+        dS, dB, sums = pull_(dY, S, buffer[:total, inputs : inputs + ranked], zs, list(outputs), list(ranks))
         dx = None
         if ctx.needs_input_grad[0]:
             deep = total if ctx.dropout else total + ranked
@@ -73,7 +74,7 @@ class Products(torch.autograd.Function):
                 push_(dx, dS, buffer[total : total + ranked, :inputs], ctx.dropout, seed)
             dx = dx.view(x.shape)
         dA = outer(dS, rows, ctx.dropout, seed)
-        return dx, None, None, None, None, None, None, *split(dA, dB, sums, cs, ctx.outputs, ctx.ranks)
+        return dx, None, None, None, None, *split(dA, dB, sums, cs, outputs, ranks)
 
 
 def split(
@@ -89,6 +90,11 @@ def split(
     return found
 
 
+def margin(ranks: Sequence[int]) -> int:
+    """p: Σ r, rounded up."""
+    return -(-sum(ranks) // ALIGNED) * ALIGNED
+
+
 class Pitched:
     """The buffer [Σ out + p, in + p] of the maps W_j [out_j, in] and room for branches of ranks r_j; p is Σ r, rounded up."""
 
@@ -96,8 +102,7 @@ class Pitched:
         """A copy of the weights; `views` are they where they now live."""
         self.outputs, self.ranks = tuple(len(weight) for weight in weights), tuple(ranks)
         self.inputs, total = weights[0].shape[1], sum(self.outputs)
-        margin = -(-sum(ranks) // ALIGNED) * ALIGNED
-        self.buffer = weights[0].new_zeros(total + margin, self.inputs + margin)
+        self.buffer = weights[0].new_zeros(total + margin(ranks), self.inputs + margin(ranks))
         for view, weight in zip(self.views(), weights, strict=True):
             view.copy_(weight)
 
@@ -110,6 +115,14 @@ class Pitched:
         """Put A_j [r_j, in] and B_j [out_j, r_j] in their places, in the buffer's dtype."""
         write(self.buffer, [A for A, _, _ in branches], [B for _, B, _ in branches])
 
+    def held(self) -> list[Tensor]:
+        """What is held between the passes, of which `buffer_of` makes the buffer."""
+        return [self.buffer]
+
+    def buffer_of(self, held: Sequence[Tensor], dtype: torch.dtype, after: Tensor | None = None) -> Tensor:
+        """The buffer of what is held, for a product in `dtype`; in a backward pass `after` is a tensor that exists only there."""
+        return held[0]
+
     def run(
         self,
         x: Tensor,
@@ -120,5 +133,5 @@ class Pitched:
     ) -> list[Tensor]:
         """Every y_j [..., out_j], as `reference.linears` gives them, with branches whose A and B were written. c is of all or of none."""
         flat = [value for branch in branches for value in branch]
-        ys: tuple[Tensor, ...] = Products.apply(x, self.buffer, seed, dropout, self.outputs, self.ranks, tuple(biases), *flat)  # type: ignore[no-untyped-call]
+        ys: tuple[Tensor, ...] = Products.apply(x, self, seed, dropout, tuple(biases), *flat)  # type: ignore[no-untyped-call]
         return list(ys)

@@ -1,5 +1,7 @@
-"""4-bit base weights; the plain torch version is the only one so far and therefore the one chosen."""
+"""4-bit base weights: a Triton kernel makes them dense on CUDA, bitsandbytes elsewhere."""
 
-from graft.kernels.nf4.reference import dequantise, is_packed, linear, own_forward, own_forwards, state, stored_bytes
+from graft.kernels.nf4.linear import linear, own_forward, own_forwards
+from graft.kernels.nf4.reference import is_packed, kind, state, stored_bytes
+from graft.kernels.nf4.unpack import dequantise, unpacked
 
-__all__ = ["dequantise", "is_packed", "linear", "own_forward", "own_forwards", "state", "stored_bytes"]
+__all__ = ["dequantise", "is_packed", "kind", "linear", "own_forward", "own_forwards", "state", "stored_bytes", "unpacked"]
