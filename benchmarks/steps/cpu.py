@@ -1,7 +1,7 @@
-"""Rows on a CPU: all models in one process, one step of each in turn, so that what else the machine does meets all of them alike.
+"""Rows on a CPU, each beside the limit: a step of the one, then a step of the other, so that what else the machine does meets both alike.
 
-Each round gives one ratio to the limit of the same round; what counts is their median and how far the quartiles lie apart. Time is taken
-twice: as the process's own (a busy machine stretches it least) and as it passes.
+Each pair gives one ratio; what counts is their median and how far the quartiles lie apart. Time is taken twice: as the process's own (a
+busy machine stretches it least) and as it passes.
 """
 
 import statistics
@@ -22,23 +22,25 @@ def measure(points: Sequence[Point], rounds: int, profiles: bool) -> list[dict[s
     """What a line of results says of each point; the first is the limit, and all have the same number of threads."""
     torch.set_num_threads(points[0].threads)
     where = torch.device("cpu")
-    rows = [prepared(point, where) for point in points]
+    limit = prepared(points[0], where)
+    return [beside(limit, points[0], point, rounds, profiles) for point in points]
+
+
+def beside(limit: Row, anchor: Point, point: Point, rounds: int, profiles: bool) -> dict[str, Any]:
+    """One row's line; of the limit itself, its steps beside its own."""
     generator = torch.Generator().manual_seed(1)
-    own, passed = [[] for _ in points], [[] for _ in points]
+    row = limit if point == anchor else prepared(point, torch.device("cpu"))
+    pairs = []
     for number in range(WARM + rounds):
-        batch = batch_of(points[0], where, generator)
-        for place, (row, point) in enumerate(zip(rows, points, strict=True)):
-            spent = timed(row, point, batch)
-            if number >= WARM:
-                own[place].append(spent[0])
-                passed[place].append(spent[1])
-    extra = [kernels(row, point, batch) if profiles else {} for row, point in zip(rows, points, strict=True)]
-    return [
-        {"ms": statistics.median(passed[k]), "all_ms": passed[k], "cpu_ms": statistics.median(own[k]), "all_cpu_ms": own[k],
-         "ratio": spread(passed[k], passed[0]), "cpu_ratio": spread(own[k], own[0]),
-         "trained": sum(value.numel() for value in rows[k].trained)} | extra[k]
-        for k in range(len(points))
-    ]  # fmt: skip
+        batch = batch_of(point, torch.device("cpu"), generator)
+        pair = timed(limit, anchor, batch), timed(row, point, batch)
+        pairs += [pair] if number >= WARM else []
+    own, passed = ([[spent[kind] for spent in side] for side in zip(*pairs, strict=True)] for kind in (0, 1))
+    return {
+        "ms": statistics.median(passed[1]), "all_ms": passed[1], "cpu_ms": statistics.median(own[1]), "all_cpu_ms": own[1],
+        "ratio": spread(passed[1], passed[0]), "cpu_ratio": spread(own[1], own[0]),
+        "trained": sum(value.numel() for value in row.trained),
+    } | (kernels(row, point, batch) if profiles else {})  # fmt: skip
 
 
 def timed(row: Row, point: Point, batch: dict[str, torch.Tensor]) -> tuple[float, float]:
