@@ -44,6 +44,17 @@ def test_values_and_gradients_are_those_of_the_dense_layer(dtype, shape):
     assert ours.grad.dtype == dtype
 
 
+@pytest.mark.parametrize("shape", [(48, 64), (48, 32), (64, 176), (33, 200), (7, 24), (5, 7), (1, 130)])
+def test_dequantised_values_are_near_those_that_were_quantised_however_blocks_and_rows_meet(shape):
+    # bitsandbytes' kernel for CPUs takes other blocks' scales where a row does not end with a block: rows of other sizes tell
+    dense = torch.randn(shape) * torch.logspace(-1, 1, shape[0])[:, None]
+    weight = bnb.nn.Params4bit(dense.clone(), requires_grad=False, quant_type="nf4", compress_statistics=False).to("cpu")
+    found = nf4.dequantise(weight)
+    assert found.shape == shape
+    blocks = [F.pad(value.flatten(), (0, -value.numel() % 64)).view(-1, 64) for value in (found, dense)]
+    assert ((blocks[0] - blocks[1]).abs().amax(1) <= 0.16 * blocks[1].abs().amax(1)).all(), "half of the widest step of NF4"
+
+
 def test_strided_input_and_bias_gradient():
     module = packed_linear()
     x = torch.randn(64, 7).t().requires_grad_()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers as T
 from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 from torch._inductor.decomposition import select_decomp_table
@@ -21,8 +22,8 @@ from graft.model.rebuilt import partition
 from settings import SETTINGS
 from test_fused import results, same
 from test_laws import shake
-from test_qlora import bytes_of, packed
-from tiny import inputs
+from test_qlora import bytes_of, in_4_bits, packed
+from tiny import GQA, IDS, SMALL, inputs
 
 bnb = pytest.importorskip("bitsandbytes")
 FAMILIES = ("llama_bias", "phi3", "bert")
@@ -160,6 +161,26 @@ def test_merging_saving_and_moving_work_while_fused(setting, tmp_path):
         other.detach()
         graft.load(other.model, tmp_path / "adapter", force=True)
         same([other.model(**batch).logits], [expected], ROUNDING)
+
+
+@pytest.mark.parametrize("fuses", [False, True])
+@pytest.mark.parametrize("setting", ["lora", "dora"])
+@pytest.mark.filterwarnings("ignore")
+def test_blocks_share_their_graphs_and_each_runs_on_its_own_weights(setting, fuses, counting):
+    backend, graphs = counting
+    torch.manual_seed(0)
+    config = T.LlamaConfig(**SMALL | {"num_hidden_layers": 4}, **IDS, **GQA, use_cache=False)
+    host, batch = graft.adapt(in_4_bits(T.AutoModelForCausalLM.from_config(config)), SETTINGS[setting]), inputs("llama")
+    host.unfuse()
+    host.model.train()
+    shake(host)
+    plain = results(host, batch)
+    if fuses:
+        host.fuse(layout="pitched")
+    for layer in host.model.model.layers:
+        layer.compile(backend=backend, fullgraph=True)
+    same(results(host, batch), plain, ROUNDING)
+    assert len(graphs) == 2, "the first block, whose input needs no gradient, and the others"
 
 
 # what is kept between the passes

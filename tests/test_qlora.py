@@ -18,9 +18,8 @@ FAMILIES = ("llama_bias", "phi3", "bert")
 CHOSEN = [name for name in SETTINGS if name != "lora_embedding"]
 
 
-def packed(name):
-    """The tiny model with the linear maps of its layers in 4 bits, and the dense model of the same values."""
-    model = tiny(name)
+def in_4_bits(model):
+    """The model, the linear maps of its layers packed as `load(..., nf4=True)` packs them."""
     for path, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and ".layer" in path:
             small = bnb.nn.Linear4bit(
@@ -30,6 +29,12 @@ def packed(name):
             small.bias = module.bias
             model.set_submodule(path, small.to("cpu").eval())
     nf4.own_forwards(model)
+    return model
+
+
+def packed(name):
+    """The tiny model with the linear maps of its layers in 4 bits, and the dense model of the same values."""
+    model = in_4_bits(tiny(name))
     dense = tiny(name)
     for path, module in model.named_modules():
         if nf4.is_packed(getattr(module, "weight", None)):

@@ -4,6 +4,7 @@ A packed weight [out, in] is a bitsandbytes `Params4bit`: two values a byte, one
 absmax in 8 bits, with scales of its own for 256 of them and one offset: 4.127 bits a parameter.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -47,17 +48,24 @@ def parts(weight: Any) -> list[Tensor]:
 
 
 def dense(tensors: list[Tensor], shape: Sequence[int], packed: Kind) -> Tensor:
-    """The dense weight, of this shape, of a packed weight's `parts`. Raises ModelError if bitsandbytes is missing."""
+    """The dense weight, of this shape, of a packed weight's `parts`. Raises ModelError if bitsandbytes is missing.
+
+    It is made in rows that end with a block, or as one: of others bitsandbytes' kernel for CPUs takes a wrong block's scale.
+    """
     try:
         from bitsandbytes.functional import QuantState, dequantize_4bit
     except ImportError as error:
         raise ModelError(MISSING) from error
     values, absmax, code, *more = tensors
     scales = QuantState(absmax=more[1], code=more[2], blocksize=packed.nested, dtype=torch.float32) if more else None
-    state = QuantState(absmax, torch.Size(shape), code, packed.block, packed.bits, packed.dtype, more[0] if more else None, scales)
+    total = math.prod(shape)
+    width = next((width for width in (shape[-1], packed.block) if width % packed.block == 0 == total % width), total)
+    state = QuantState(
+        absmax, torch.Size((total // width, width)), code, packed.block, packed.bits, packed.dtype, more[0] if more else None, scales
+    )
     with torch.no_grad():
         found: Tensor = dequantize_4bit(values, state)
-    return found
+    return found.view(torch.Size(shape))
 
 
 def dequantise(weight: Any) -> Tensor:
