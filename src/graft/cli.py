@@ -258,11 +258,10 @@ def verify(
 @app.command()
 def plan(model: Model) -> None:
     """Count what every method trains and stores on a model, exactly, from its config alone."""
-    from graft.methods import METHODS
     from graft.model.load import config_of
-    from graft.plan import counts, table
+    from graft.plan import USUAL, counts, table
 
-    out.print(table(model, counts(config_of(model), METHODS)))
+    out.print(table(model, counts(config_of(model), USUAL)))
 
 
 @app.command()

@@ -71,11 +71,9 @@ class Doorway(nn.Module):
         self.memo: tuple[Any, Tensor] | None = None
         self.handles: list[Any] = []
         self.implementation = str(model.config._attn_implementation)
-        if self.implementation not in MASKS or not getattr(model, "_supports_attention_backend", False):
-            raise AdapterError(
-                f"virtual tokens need a model whose attention goes through transformers' registry as 'sdpa' or 'eager'; this "
-                f"{type(model).__name__} has {self.implementation!r}: load it with from_pretrained(..., attn_implementation='sdpa')"
-            )
+        reason = closed(model)
+        if reason:
+            raise AdapterError(reason)
 
     def hold(self, method: Method, site: Site, base: ModuleBase, tensors: Tensors, dtype: torch.dtype) -> Station:
         """Register the live adapter's virtual tokens as parameters in `dtype`. Raises AdapterError if there are some already."""
@@ -254,3 +252,14 @@ def side_by_side(rows: list[VirtualTokens | None]) -> tuple[Tensor | None, Tenso
         seen[number, n - own.shape[3] :] = True
     shift = torch.tensor([[row is None or row.shift] for row in rows], device=longest.device).long()
     return kv, seen, shift
+
+
+def closed(model: Any) -> str:
+    """The reason why virtual tokens cannot enter a model's attention; empty where they can."""
+    implementation = str(model.config._attn_implementation)
+    if implementation in MASKS and getattr(model, "_supports_attention_backend", False):
+        return ""
+    return (
+        f"virtual tokens need a model whose attention goes through transformers' registry as 'sdpa' or 'eager'; this "
+        f"{type(model).__name__} has {implementation!r}: load it with from_pretrained(..., attn_implementation='sdpa')"
+    )

@@ -8,36 +8,46 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.table import Table
 
 from graft import adapter as adapters
 from graft.errors import TargetError
-from graft.forms import Affine, VirtualTokens
-from graft.method import Method, makes, select
+from graft.method import Method
 from graft.model import families
 from graft.model.skeleton import skeleton
-from graft.site import SUBLAYERS
+from graft.model.virtual_tokens import closed
+from graft.plan.serving import Served, served
 
 BYTES = 4  # a float32 value
 
 
 @dataclass(frozen=True)
 class Counted:
-    """One method on one model: trained and stored values, the base's parameters, context positions; or why it has no place."""
+    """One method on one model: trained and stored values, the base's parameters, what serving costs; or why it has no place."""
 
     name: str
     setting: str
     trained: int = 0
     stored: int = 0
     base: int = 0
-    positions: int = 0
-    merges: bool = False
+    served: Served | None = None
     refused: str = ""
 
     @property
     def share(self) -> float:
         """Trained values over the base's parameters."""
         return self.trained / self.base
+
+    @property
+    def positions(self) -> int:
+        """Positions of the context that it takes."""
+        return self.served.positions if self.served else 0
+
+    @property
+    def merges(self) -> bool:
+        """Whether it can become part of the base's weights."""
+        return self.served is not None and self.served.merges
 
 
 def counts(config: Any, methods: Mapping[str, Method]) -> list[Counted]:
@@ -50,14 +60,13 @@ def counts(config: Any, methods: Mapping[str, Method]) -> list[Counted]:
         setting = ", ".join(f"{field}={show(getattr(method, field))}" for field in method.__dataclass_fields__)  # type: ignore[attr-defined]
         try:
             trained = adapters.count([method], sites)
+            kept = adapters.count([method], sites, as_stored=True)
+            cost = served(model, method, sites)
         except TargetError as error:
             found.append(Counted(name, setting, base=base, refused=str(error)))
             continue
-        kept = adapters.count([method], sites, as_stored=True)
-        positions = int(getattr(method, "n", 0)) if makes(method) is VirtualTokens else 0
-        sublayers = any(site.role in SUBLAYERS for site in select(method, sites))
-        merges = not positions and not (makes(method) is Affine and sublayers)
-        found.append(Counted(name, setting, trained, kept, base, positions, merges))
+        refused = closed(model) if cost.positions else ""
+        found.append(Counted(name, setting, base=base, refused=refused) if refused else Counted(name, setting, trained, kept, base, cost))
     return found
 
 
@@ -70,20 +79,20 @@ def show(value: object) -> str:
 def table(name: str, found: list[Counted]) -> Table:
     """The counts as a table for the terminal."""
     base = found[0].base if found else 0
-    made = Table(title=f"{name}: {base:,} parameters", title_justify="left")
-    for column, side in {
-        "method": "left",
-        "trained": "right",
-        "of base": "right",
-        "adapter": "right",
-        "context": "right",
-        "merges": "left",
-    }.items():
-        made.add_column(column, justify="right" if side == "right" else "left")
+    made = Table(title=f"{name}: {base:,} parameters", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    columns = ("method", "trained", "of base", "adapter", "one more", "inference")
+    for column in columns:
+        made.add_column(column, justify="left" if column in ("method", "inference") else "right")
     for one in found:
-        if one.refused:
-            made.add_row(one.name, "-", "-", "-", "-", f"no: {one.refused}")
+        if one.served is None:
+            made.add_row(one.name, *["-"] * (len(columns) - 2), f"no: {one.refused}")
             continue
-        size = f"{one.stored * BYTES / 1e6:,.2f} MB"
-        made.add_row(one.name, f"{one.trained:,}", f"{one.share:.3%}", size, str(one.positions), "yes" if one.merges else "no")
+        cost = "merges" if one.merges else f"{one.positions} positions" if one.positions else one.served.latency
+        made.add_row(one.name, f"{one.trained:,}", f"{one.share:.3%}", size(one.stored * BYTES), size(one.served.bytes), cost)
     return made
+
+
+def size(number: float) -> str:
+    """Bytes, to read: kB, MB or GB, of a thousand, a million or a billion."""
+    unit, scale = next((unit, scale) for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if number >= scale or unit == "kB")
+    return f"{number / scale:,.1f} {unit}"
