@@ -70,6 +70,26 @@ def cold() -> list[Point]:
     return points(("lora", "dora", "ia3", "prefix", "peft-lora-best"))
 
 
+def planner() -> list[Point]:
+    """What the planner's predictions are judged by: shapes, lengths, checkpointing and bases that nothing in it was set by."""
+    few: dict[tuple[str, int, int, bool], tuple[str, ...]] = {
+        ("7b", 1, 512, False): ("lora", "dora chunked", "bottleneck", "last-k", "prefix chunked", "lora nf4"),
+        ("7b", 4, 2048, True): ("lora chunked", "ia3", "prompt chunked", "dora nf4"),
+        ("3b", 2, 2048, False): ("lora", "dora", "bias", "norms", "bottleneck chunked", "lora nf4", "lora chunked"),
+        ("1b", 4, 2048, False): ("lora chunked", "dora", "prefix", "prompt", "last-k chunked", "ia3", "bottleneck nf4"),
+        ("1b", 1, 1024, True): ("lora", "bottleneck", "lora nf4 chunked"),
+        ("3b", 1, 8192, True): ("dora chunked", "prefix", "lora nf4 chunked"),
+    }
+    changes = {"nf4": {"base": "nf4"}, "chunked": {"loss": "chunked", "supervised": 0.25}}
+    found = []
+    for (shape, batch, length, remade), rows in few.items():
+        limit = Point(shape=shape, batch=batch, tokens=length, checkpointing=remade)
+        found.append(limit)
+        for row, *words in map(str.split, rows):
+            found.append(replace(limit, row=row, rank=16, **{name: value for word in words for name, value in changes[word].items()}))
+    return found
+
+
 def smoke() -> list[Point]:
     """Every row and every setting on a model that fits anywhere: whether all of it runs, not how fast."""
     small = {"shape": "tiny", "batch": 2, "tokens": 32, "rank": 4}
@@ -81,7 +101,7 @@ def smoke() -> list[Point]:
 
 PLANS = {
     "table": table, "tokens": tokens, "rank": rank, "checkpointing": checkpointing, "dropout": dropout, "nf4": nf4,
-    "past-the-limit": past_the_limit, "cpu": cpu, "cold": cold, "smoke": smoke,
+    "past-the-limit": past_the_limit, "cpu": cpu, "cold": cold, "planner": planner, "smoke": smoke,
 }  # fmt: skip
 
 

@@ -1,0 +1,126 @@
+"""The peak of memory of a training step, by part, in bytes of tensors on the card.
+
+A step has three moments at which most can be held, and the peak is the largest:
+
+    loss        everything kept of all blocks, and the loss
+    backward    at block l, when it begins: what the blocks up to l keep, what the pass works with, the gradients of the blocks behind l;
+                when it ends: nothing of block l any more, but its gradients
+    update      the gradients and nothing of the forward pass
+
+With checkpointing all blocks keep their input alone, and the one whose backward pass runs all that a block keeps. With several batches an
+update the gradients are there from the start. The base, the trained values and their optimizer's states always are.
+
+What a block's backward pass works with is 3 f + 2 d values a token: the gradients of the MLP's inner activation, of gate and up, of what
+enters and leaves; one f more where the down projection has a branch, for the inner activation itself. The largest weight of a trained
+module in the base's dtype and its gradient come on top; on a base in 4 bits the largest dense weight. Libraries hold WORKSPACE. All but
+that and REPLAYED is arithmetic on sizes; nothing is fitted.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from graft.forms import Affine, Replacement
+from graft.plan import activations, loss, trained, weights
+from graft.plan.facts import Facts
+from graft.plan.job import Job
+from graft.plan.setup import Setup
+
+WORKSPACE = 2 * 32 << 20
+"""cuBLAS on Hopper: 32 MiB for the thread of each pass."""
+REPLAYED = 30 << 20
+"""Beside a recorded graph (graft.model.replay): seen with LoRA and DoRA alike on an H100 at the 7B shape."""
+PARTS = ("weights", "adapter", "gradients", "optimizer", "activations", "loss", "workspace")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes at the peak by `PARTS`, and the moment of the peak."""
+
+    weights: int
+    adapter: int
+    gradients: int
+    optimizer: int
+    activations: int
+    loss: int
+    workspace: int
+    moment: str
+
+    @property
+    def peak(self) -> int:
+        """All parts."""
+        return sum(self.parts.values())
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """The parts by name."""
+        return {name: getattr(self, name) for name in PARTS}
+
+
+def memory(job: Job) -> Memory:
+    """The peak of a training step."""
+    facts, setup = job.facts, job.setup
+    kept = [each * job.positions for each in activations.blocks(facts, job.forms, setup, entered=job.entered)]
+    whole, outside = by_block(job)
+    gradients = trained.masters(job.every)
+    margins = weights.margins(facts, job.forms, setup)
+    adapter = gradients + margins + trained.norms(job.forms)
+    replayed = REPLAYED if margins else 0
+    always = (weights.base(facts, setup), adapter)
+    states = trained.states(job.every, setup.optimizer)
+    early = gradients if setup.accum > 1 else 0
+    stored = boundary(facts, kept, setup, job.positions)
+    frozen = not any(site.role == "head" or (facts.tied and site.role == "embedding") for site, _ in job.forms)
+    final = final_norm(facts, setup) * job.positions
+    moments = [Memory(*always, early, states, sum(stored) + final, loss.held(facts, setup, frozen=frozen), WORKSPACE + replayed, "loss")]
+    done = outside
+    for number in reversed(range(facts.layers)):
+        if not kept[number]:
+            break
+        below, dense = sum(stored[:number]), weights.unpacked(facts, job.forms, setup)
+        room = WORKSPACE + replayed + dense + 2 * cast(job, number)
+        name = f"backward of block {number}"
+        moments.append(Memory(*always, max(early, done), states, below + kept[number], 0, room + working(job) * job.positions, name))
+        done += whole[number]
+        moments.append(Memory(*always, max(early, done), states, below + facts.width * setup.bytes * job.positions, 0, room, name))
+    if setup.optimizer:
+        moments.append(Memory(*always, gradients, states, 0, 0, WORKSPACE + replayed, "update"))
+    return max(moments, key=lambda moment: moment.peak)
+
+
+def by_block(job: Job) -> tuple[list[int], int]:
+    """Bytes of the gradients of each block, and of what is outside the blocks and gets its gradient first (the head)."""
+    found, outside = [0] * job.facts.layers, 0
+    for site, shapes in job.shapes.items():
+        size = trained.masters(shapes.values())
+        if site.layer is None:
+            outside += size if site.role in ("head", "norm") else 0
+        else:
+            found[site.layer] += size
+    return found, outside
+
+
+def boundary(facts: Facts, kept: Sequence[int], setup: Setup, positions: int) -> list[int]:
+    """Bytes that each block keeps until its backward pass begins."""
+    if not setup.checkpointing:
+        return list(kept)
+    return [facts.width * setup.bytes * positions if each else 0 for each in kept]
+
+
+def final_norm(facts: Facts, setup: Setup) -> int:
+    """Bytes a token that the norm behind the last block keeps; it is not compiled."""
+    return 4 * facts.width if facts.detour else facts.width * setup.bytes
+
+
+def working(job: Job) -> int:
+    """Bytes a token that a block's backward pass works with beside what is kept."""
+    inner = any(isinstance(form, Affine) and form.A is not None and site.role == "down" for site, form in job.forms)
+    wide = 3 if job.facts.gated else 2
+    return job.setup.bytes * ((wide + inner) * job.facts.inner + 2 * job.facts.width)
+
+
+def cast(job: Job, number: int) -> int:
+    """Bytes of the largest tensor of a block's trained modules in the base's dtype; its gradient has as many."""
+    shapes = [
+        shape for site, form in job.forms if isinstance(form, Replacement) and site.layer == number for shape in job.shapes[site].values()
+    ]
+    return max((trained.masters([shape]) // trained.MASTER for shape in shapes), default=0) * job.setup.bytes
