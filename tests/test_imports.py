@@ -16,7 +16,7 @@ LADDER = [
     {"methods", "adapter"},
     {"formats"},
     {"model"},
-    {"train", "evaluate", "verify", "plan", "doctor", "demo"},
+    {"train", "evaluate", "verify", "plan", "serve", "doctor", "demo"},
     {"compare", "export"},
     {"jobs", "deliver"},
     {"cli", "__init__"},

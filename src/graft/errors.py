@@ -26,3 +26,7 @@ class ModelError(GraftError):
 
 class TrainingError(GraftError):
     """Training was stopped before it could do harm."""
+
+
+class ServeError(GraftError):
+    """A request, an adapter or a setting that cannot be served."""

@@ -169,7 +169,7 @@ class Adapted:
         what = f"the adapter {name!r}" if isinstance(adapter, Adapter) else f"the adapter in {adapter}"
         found = adapter if isinstance(adapter, Adapter) else formats.read(Path(adapter), ground(self.model))
         if not force:
-            self.routes.belongs(found, what)
+            self.routes.residents.belongs(found, what)
         self.routes.add(name, found, replace=replace, what=what)
 
     def remove(self, name: str) -> None:

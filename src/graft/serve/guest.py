@@ -1,0 +1,57 @@
+"""What rides on an engine of continuous batching, and how large the engine is made."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+
+class Scheduled(NamedTuple):
+    """One request's share of the next batch: so many tokens, up to `position`; `new`: whether a token follows them."""
+
+    name: str
+    length: int
+    position: int
+    new: bool
+
+
+class Guest(Protocol):
+    """What rides on the engine. All is called from its thread."""
+
+    rows: int
+    outputs: int
+
+    def between(self) -> None:
+        """Before each batch is scheduled: what must not happen while one runs, as loading an adapter."""
+
+    def fill(self, batch: Sequence[Scheduled], rows: Tensor) -> Hashable:
+        """Write rows [rows, width] (int32, on the host) for a batch. What is returned decides which CUDA graph may run it."""
+
+    def choose(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """The next tokens, [1 + outputs, n] int32 whose first row they are, from logits [n, vocabulary] and their rows [rows, n]."""
+
+    def keys_values(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer's new keys and values [1, heads, T, head dim], as they are to be cached."""
+
+    def deliver(self, name: str, tokens: list[int], row: list[int], *, finished: bool, error: str) -> None:
+        """All tokens of a request so far, and the outputs [outputs] that came with the last; or why it failed."""
+
+    def gone(self, name: str) -> None:
+        """A cancelled request runs no longer."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """How large the engine is made: `cached` tokens of keys and values in pages of `page`, `batch` tokens and `requests` a step.
+
+    `graphs` and `overlap` switch CUDA graphs and asynchronous batching; None leaves that to transformers.
+    """
+
+    cached: int = 4096
+    batch: int = 256
+    requests: int = 64
+    page: int = 16
+    share: bool = True
+    graphs: bool | None = None
+    overlap: bool | None = None
