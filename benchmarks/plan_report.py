@@ -1,0 +1,117 @@
+"""Write the tables and the plot of docs/planning.md that compare what the planner predicts with what was measured.
+
+    python benchmarks/plan_report.py
+
+Points that the model was made with (`known`: those of the table of docs/performance.md, and `planner-fit`) stand apart from those that
+judge it (the plan `planner`). Results are read from results/train_step-*/*.jsonl of the kind of card whose folder sorts last.
+"""
+
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from graft.compare.report.canvas import FONT, LIGHT, RC, Canvas, blank, matplotlib
+from graft.plan.cards import named
+from graft.plan.memory import memory
+from graft.plan.pace import pace
+from steps.plans import PLANS
+from steps.points import Point
+from steps.pool import Fields
+from steps.predicted import job_of, ours
+from steps.results import GIB, measured
+from train_report import read
+
+PAGE = Path(__file__).parent.parent / "docs" / "planning.md"
+PLOT = PAGE.parent / "planning" / "predicted.png"
+MARK = re.compile(r"(<!-- ([\w-]+): made by benchmarks/plan_report\.py -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+class Judged(NamedTuple):
+    """A point: bytes and milliseconds, measured and predicted."""
+
+    point: Point
+    peak: int
+    said_peak: int
+    ms: float
+    said_ms: float
+
+    @property
+    def memory(self) -> float:
+        """How far the predicted peak is off, as a share of the measured one."""
+        return self.said_peak / self.peak - 1
+
+    @property
+    def time(self) -> float:
+        """The same of the time."""
+        return self.said_ms / self.ms - 1
+
+
+def compared(lines: Sequence[Fields]) -> tuple[list[Judged], list[Judged]]:
+    """Points known beforehand, and points that judge."""
+    device = next((line["device"] for line in lines if "device" in line), "")
+    found = []
+    for point, one in measured(lines).items():
+        if ours(point) and not one.failed and one.peak:
+            job = job_of(point)
+            found.append(Judged(point, one.peak, memory(job).peak, one.ms, 1000 * pace(job, named(device)).batch))
+    judges = set(PLANS["planner"]())
+    known = {*PLANS["table"](), *PLANS["planner-fit"]()}
+    return [one for one in found if one.point in known], [one for one in found if one.point in judges - known]
+
+
+def table(found: Sequence[Judged]) -> list[str]:
+    """One row a point, and the largest errors."""
+    if not found:
+        return ["Not measured yet."]
+    lines = ["| step | peak, GiB | predicted | off | ms | predicted | off |", "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
+    for one in found:
+        gib = f"{one.peak / GIB:.2f} | {one.said_peak / GIB:.2f} | {one.memory:+.2%}"
+        lines.append(f"| {one.point.words} | {gib} | {one.ms:.1f} | {one.said_ms:.1f} | {one.time:+.1%} |")
+    worst = max(abs(one.memory) for one in found), max(abs(one.time) for one in found)
+    return [*lines, "", f"{len(found)} points; the largest error is {worst[0]:.2%} of memory and {worst[1]:.1%} of time."]
+
+
+def plotted(known: Sequence[Judged], judged: Sequence[Judged]) -> bytes | None:
+    """Errors of memory and time against tokens of a step, known points hollow; None where nothing judges."""
+    if not judged:
+        return None
+    canvas, buffer = Canvas(LIGHT, 860, 340), io.BytesIO()
+    with matplotlib().rc_context(RC):
+        figure, axes = blank(canvas, nrows=1, ncols=2)
+        figure.subplots_adjust(left=0.07, right=0.98, bottom=0.16, top=0.86, wspace=0.22)
+        for place, name, bound in zip(axes, ("memory", "time"), (0.05, 0.15), strict=True):
+            panel(canvas, place, name, bound, known, judged)
+        figure.savefig(buffer, format="png", dpi=144, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def panel(canvas: Canvas, axes: Any, name: str, bound: float, known: Sequence[Judged], judged: Sequence[Judged]) -> None:
+    """One of the two."""
+    theme = canvas.theme
+    axes.axhspan(-100 * bound, 100 * bound, color=theme.muted, alpha=0.12, linewidth=0)
+    axes.set_xscale("log", base=2)
+    for found, fill in ((known, "none"), (judged, theme.families["rank"])):
+        x = [one.point.batch * one.point.tokens for one in found]
+        y = [100 * getattr(one, name) for one in found]
+        axes.scatter(x, y, s=26, facecolors=fill, edgecolors=theme.families["rank"], linewidths=1.1)
+    axes.set_ylim(-160 * bound, 160 * bound)
+    axes.set_title(f"predicted {name} off by, % (known before: hollow)", loc="left", fontsize=FONT, color=theme.ink, pad=10)
+    axes.set_xlabel("tokens of a step", color=theme.muted, fontsize=FONT - 0.5)
+
+
+def main() -> None:
+    """Write the page and its plot."""
+    known, judged = compared(read()[0])
+    drawn = plotted(known, judged)
+    made = {"known": table(known), "judged": table(judged)}
+    made["plot"] = ["![Predicted memory and time, off by percent](planning/predicted.png)" if drawn else "–"]
+    PAGE.write_text(MARK.sub(lambda found: found[1] + "\n" + "\n".join(made[found[2]]) + "\n\n" + found[3], PAGE.read_text()))
+    if drawn:
+        PLOT.parent.mkdir(exist_ok=True)
+        PLOT.write_bytes(drawn)
+
+
+if __name__ == "__main__":
+    main()
