@@ -103,6 +103,32 @@ def test_checkpointed_blocks_are_compiled_too(counting, setting, fuses):
     assert made.report.graphs == 2  # checkpointing has every block's input require a gradient
 
 
+@pytest.mark.parametrize("setting", ["lora", "dora"])
+def test_what_is_done_ahead_waits_for_the_first_block(counting, setting):
+    backend, _ = counting
+    host, plain, seen = adapted("llama", setting), adapted("llama", setting), []
+    host.fuse(layout="pitched")
+    host.fused.replay = lambda values, replay=host.fused.replay: (seen.append("ahead"), replay(values))
+    host.model.model.rotary_emb.register_forward_hook(lambda *_: seen.append("positions"))
+    with regional(host.model, backend=backend, strict=True, ahead=host.fused):
+        for seed in (1, 2):
+            shake(host, seed)
+            compiled = step(host)
+            host.model.eval()
+            with torch.no_grad():
+                late = host.model(**inputs("llama")).logits
+            host.model.train()
+            seen.append("step")
+            shake(plain, seed)
+            expected = [plain.model(**inputs("llama")).logits, *step(plain)]
+            pairs = zip([late, *compiled], expected, strict=True)
+            assert all(float((x - y).norm()) <= 1e-3 * float(y.norm()) for x, y in pairs)
+    assert seen == ["positions", "ahead", "positions", "ahead", "step"] * 2
+    seen.clear()
+    step(host)
+    assert seen == ["ahead", "positions"]
+
+
 def test_evaluation_runs_blocks_as_they_are(counting):
     backend, graphs = counting
     host = adapted()

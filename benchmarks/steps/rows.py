@@ -95,7 +95,7 @@ def fast(adapted: graft.Adapted, fuses: bool, compiles: bool) -> ExitStack:
     held = ExitStack()
     if fuses:
         adapted.fuse()
-    held.enter_context(regional(adapted.model, compiles, strict=True))
+    held.enter_context(regional(adapted.model, compiles, strict=True, ahead=adapted.fused))
     return held
 
 

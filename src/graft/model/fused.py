@@ -1,9 +1,9 @@
 """Fusing: modules whose input is the same, their low-rank branches and their base products, as one (graft.kernels.affine).
 
 A *group* is the query, key and value projection of a layer, or gate and up, or a linear map alone. The first of its modules to run gives
-the outputs of all; the others, called with the very same tensor, take theirs. Before each forward the branches are written where the
-kernels read them, in the dtype they are computed in, and what a form asks of its base (DoRA's norms) is made ahead: once for a forward,
-however often checkpointing runs a layer. Gradients flow through the forms themselves, so a method knows nothing of all this.
+the outputs of all; the others, called with the very same tensor, take theirs. Where a layout keeps branches beside its weights, they are
+written there before each forward, in the dtype they are computed in, and what a form asks of its base (DoRA's norms) is made ahead: once
+for a forward, however often checkpointing runs a layer. Gradients flow through the forms themselves, so a method knows nothing of this.
 """
 
 import copy
@@ -18,7 +18,7 @@ from torch import Tensor
 from graft.errors import AdapterError
 from graft.forms import Affine, shifted
 from graft.kernels import nf4
-from graft.kernels.affine import Branch, laid_out, resolved
+from graft.kernels.affine import Branch, Pitched, laid_out, resolved
 from graft.model.replay import Replay
 from graft.model.slots import OWN, Slot, ordered
 from graft.model.wiring import Wiring
@@ -84,7 +84,7 @@ class Group:
         finally:
             for base in bases:
                 base.preparing = False
-        if branches:
+        if branches and isinstance(self.maps, Pitched):
             self.maps.write(branches)
 
     def output(self, slot: Slot, x: Tensor) -> Tensor:
@@ -133,7 +133,9 @@ class Fused:
                 modules = [wiring.model.get_submodule(path) for path in same]
                 self.groups.append(Group([wiring.slots[path] for path in same], modules, layout))
                 self.ran += [Ran(path, type(self.groups[-1].maps).__name__.lower()) for path in same]
+        self.ahead = [group for group in self.groups if isinstance(group.maps, Pitched)]
         self.state: object = None
+        self.due, self.late = False, False  # late: whoever runs the blocks (graft.model.regional) calls `prepare` before each
         self.replay = Replay(self.write)
         # first of all: a prompt's keys and values are made by the model itself, in another of the root's hooks
         self.handle = wiring.model.register_forward_pre_hook(self.before, prepend=True)
@@ -143,17 +145,28 @@ class Fused:
         for group in self.groups:
             group.clear()
         state = None if torch.is_grad_enabled() else [(value.data_ptr(), value._version) for value in self.trained()]
-        if state is None or state != self.state:
-            self.replay(self.trained())
+        self.due = self.due or state is None or state != self.state
         self.state = state
+        if not self.late:
+            self.prepare()
+
+    def prepare(self) -> None:
+        """Do what is due.
+
+        Late is better on a GPU: models read a number of their mask back, for which the host waits; while the device prepares after that
+        and not before, the host starts the first blocks.
+        """
+        if self.due and self.ahead:
+            self.replay(self.trained())
+        self.due = False
 
     def trained(self) -> Iterator[nn.Parameter]:
-        """The parameters of all groups."""
-        return (value for group in self.groups for slot in group.slots for value in slot.parameters())
+        """The parameters of the groups that prepare."""
+        return (value for group in self.ahead for slot in group.slots for value in slot.parameters())
 
     def write(self) -> None:
-        """Prepare every group."""
-        for group in self.groups:
+        """Prepare every group that does."""
+        for group in self.ahead:
             group.prepare()
 
     def release(self) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn as nn
@@ -59,6 +59,15 @@ class Compiled:
         return [text for text in (self.failed, self.excess) if text]
 
 
+class Ahead(Protocol):
+    """Work that is due before the first block runs (graft.model.fused), and whether it waits for that."""
+
+    late: bool
+
+    def prepare(self) -> None:
+        """Do it, if it is due."""
+
+
 def blocks(model: Any) -> dict[str, nn.Module]:
     """The transformer's blocks by path, in order."""
     named = ((path, module, families.place(path)) for path, module in model.named_modules())
@@ -85,8 +94,8 @@ class Regional:
     with `strict`, naming the block and the reason; else it is in the report, and all blocks run uncompiled (the second: after `EXCESS`).
     """
 
-    def __init__(self, model: Any, *, backend: Callable[..., Any] | None = None, strict: bool = False) -> None:
-        self.blocks, self.backend, self.strict = blocks(model), backend or inductor, strict
+    def __init__(self, model: Any, *, backend: Callable[..., Any] | None = None, strict: bool = False, ahead: Ahead | None = None) -> None:
+        self.blocks, self.backend, self.strict, self.ahead = blocks(model), backend or inductor, strict, ahead
         if not self.blocks:
             raise ModelError(f"{type(model).__name__} has no transformer blocks that could be compiled: train it with compile off")
         known: dict[object, int] = {}
@@ -111,9 +120,13 @@ class Regional:
             compiled = torch.compile(block._call_impl, fullgraph=True, backend=self.backend)
             self.before[path] = vars(block).get("_compiled_call_impl")
             block._compiled_call_impl = partial(self.run, path, block, compiled)
+        if self.ahead is not None:
+            self.ahead.late = True
 
     def detach(self) -> None:
         """Put every block back as it was."""
+        if self.ahead is not None:
+            self.ahead.late = False
         for path, was in self.before.items():
             if was is None:
                 vars(self.blocks[path]).pop("_compiled_call_impl", None)
@@ -124,6 +137,8 @@ class Regional:
 
     def run(self, path: str, block: Any, compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """One block's call."""
+        if self.ahead is not None:
+            self.ahead.prepare()
         if self.failed or not block.training:
             return block._call_impl(*args, **kwargs)
         new = self.expect(self.kinds[path], [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)])
@@ -169,13 +184,13 @@ class Regional:
 
 @contextmanager
 def regional(
-    model: Any, wanted: bool = True, *, backend: Callable[..., Any] | None = None, strict: bool = False
+    model: Any, wanted: bool = True, *, backend: Callable[..., Any] | None = None, strict: bool = False, ahead: Ahead | None = None
 ) -> Iterator[Regional | None]:
-    """Compile a model's blocks inside the block, if `wanted`."""
+    """Compile a model's blocks inside the block, if `wanted`; `ahead` is then done before the first block of a forward, not before all."""
     if not wanted:
         yield None
         return
-    made = Regional(model, backend=backend, strict=strict)
+    made = Regional(model, backend=backend, strict=strict, ahead=ahead)
     made.attach()
     try:
         yield made

@@ -79,7 +79,7 @@ def train(
         stack.enter_context(_seeded(config.seed, device))
         stack.enter_context(_training(run))
         run.ran = stack.enter_context(_fused(adapted, config))
-        run.regional = stack.enter_context(regional(run.model, compiles, strict=config.strict))
+        run.regional = stack.enter_context(regional(run.model, compiles, strict=config.strict, ahead=getattr(adapted, "fused", None)))
         stack.enter_context(run.interrupt)
         shown = stack.enter_context(Steps(config.max_steps, label, progress))
         stopped = _steps(run, shown, on_step)

@@ -25,25 +25,23 @@ class Products(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        A: Tensor,
         seed: Tensor | None,
         dropout: float,
-        ranks: tuple[int, ...],
+        weights: tuple[Tensor, ...],
         biases: tuple[Tensor | None, ...],
-        *rest: Any,
+        *branches: Any,
     ) -> tuple[Tensor, ...]:
-        """A [R, in] and the first of `rest`, all W_j [out_j, in] and all B_j [out_j, r_j], are in the dtype of x; the others are A_1, B_1,
-        c_1, A_2, ... in master precision.
-        """
-        maps = len(ranks)
-        weights, Bs = rest[:maps], rest[maps : 2 * maps]
+        """`branches` are A_1, B_1, c_1, A_2, ... in master precision."""
+        ranks = [len(A) for A in branches[::3]]
+        A = torch.cat(branches[::3]).to(x.dtype)
+        Bs = [B.to(x.dtype) for B in branches[1::3]]
         rows = x.reshape(-1, x.shape[-1])
         S = drop(rows, dropout, seed) @ A.t()
         zs = []
-        for W, B, bias, own in zip(weights, Bs, biases, torch.split(S, list(ranks), 1), strict=True):
+        for W, B, bias, own in zip(weights, Bs, biases, torch.split(S, ranks, 1), strict=True):
             zs.append(F.linear(rows, W, bias).addmm_(own, B.t()))
-        cs = rest[2 * maps + 2 :: 3]
-        ctx.save_for_backward(x, S, A, seed, *rest[: 2 * maps], *cs, *(() if cs[0] is None else zs))
+        cs = branches[2::3]
+        ctx.save_for_backward(x, S, A, seed, *weights, *Bs, *cs, *(() if cs[0] is None else zs))
         ctx.dropout, ctx.ranks = dropout, ranks
         return tuple(rescaled(z, c).view(*x.shape[:-1], -1) for z, c in zip(zs, cs, strict=True))
 
@@ -59,9 +57,8 @@ class Products(torch.autograd.Function):
         dcs = [torch.sum(dY * z, 0, dtype=kind) for dY, z in zip(dYs, zs, strict=True)] if zs else [None] * maps
         dYs = [rescaled(dY, c) for dY, c in zip(dYs, cs, strict=True)]
         dS = torch.cat([dY @ B for dY, B in zip(dYs, Bs, strict=True)], 1)
-        dBs = [
-            (own.t() @ dY).to(kind).t() for dY, own in zip(dYs, torch.split(S, ctx.ranks, 1), strict=True)
-        ]  # faster than the other way round
+        turned = [own.t() @ dY for dY, own in zip(dYs, torch.split(S, ctx.ranks, 1), strict=True)]  # faster than the other way round
+        dBs = [dB.t().to(kind, memory_format=torch.contiguous_format) for dB in turned]
         dAs = (dS.t() @ drop(rows, ctx.dropout, seed)).to(kind)
         dx = None
         if ctx.needs_input_grad[0]:
@@ -70,7 +67,7 @@ class Products(torch.autograd.Function):
                 dx.addmm_(dY, W)
             dx = dx.view(x.shape)
         branches = [value for branch in zip(torch.split(dAs, ctx.ranks), dBs, dcs, strict=True) for value in branch]
-        return dx, None, None, None, None, None, *[None] * (2 * maps), *branches
+        return dx, None, None, None, None, *branches
 
 
 def rescaled(z: Tensor, c: Tensor | None) -> Tensor:
@@ -84,24 +81,14 @@ def rescaled(z: Tensor, c: Tensor | None) -> Tensor:
 
 
 class Stacked:
-    """The maps W_j [out_j, in] and copies of their branches in the dtype they are computed in."""
+    """The maps W_j [out_j, in], where they are."""
 
     def __init__(self, weights: Sequence[Tensor], ranks: Sequence[int]) -> None:
-        self.weights, self.ranks = list(weights), tuple(ranks)
-        first = weights[0]
-        self.A = first.new_zeros(sum(ranks), first.shape[1])
-        self.Bs = [first.new_zeros(len(weight), r) for weight, r in zip(weights, ranks, strict=True)]
+        self.weights = list(weights)
 
     def views(self) -> list[Tensor]:
         """W_j [out_j, in], where they always were."""
         return self.weights
-
-    @torch.no_grad()
-    def write(self, branches: Sequence[Branch]) -> None:
-        """Copy A_j [r_j, in] and B_j [out_j, r_j]."""
-        for (A, B, _), own, held in zip(branches, torch.split(self.A, list(self.ranks)), self.Bs, strict=True):
-            own.copy_(A)
-            held.copy_(B)
 
     def run(
         self,
@@ -111,7 +98,7 @@ class Stacked:
         dropout: float = 0.0,
         seed: Tensor | None = None,
     ) -> list[Tensor]:
-        """Every y_j [..., out_j], as `reference.linears` gives them, with branches whose A and B were written. c is of all or of none."""
+        """Every y_j [..., out_j], as `reference.linears` gives them. c is of all or of none."""
         flat = [value for branch in branches for value in branch]
-        ys: tuple[Tensor, ...] = Products.apply(x, self.A, seed, dropout, self.ranks, tuple(biases), *self.weights, *self.Bs, *flat)  # type: ignore[no-untyped-call]
+        ys: tuple[Tensor, ...] = Products.apply(x, seed, dropout, tuple(self.weights), tuple(biases), *flat)  # type: ignore[no-untyped-call]
         return list(ys)
