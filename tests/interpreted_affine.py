@@ -106,7 +106,7 @@ def written():
 
 
 def normed():
-    for outs, inputs, r in ((70, 150, 5), (33, 20, 33)):
+    for outs, inputs, r in ((70, 150, 5), (33, 20, 32)):
         W, A, B = torch.randn(outs, inputs), torch.randn(r, inputs), torch.randn(outs, r)
         args = W, A, B, W.square().sum(1)
         agree(norms.operator(*args) / 100, plain(norms.operator, *args) / 100, "row_norms")
@@ -114,16 +114,39 @@ def normed():
 
 def repeated():
     """The same bits again, and counters at 0."""
-    W, A, B = torch.randn(70, 150), torch.randn(5, 150), torch.randn(70, 5)
-    first, second = (norms.operator(W, A, B, W.square().sum(1)) for _ in range(2))
-    assert torch.equal(first, second)
-    assert not launch.kept_counters(W.device, 0).any()
+    xs, A, S = torch.randn(70, 150 + 16), torch.randn(5, 150), torch.randn(70, 5)
+    assert torch.equal(*(skinny.project_(xs, A, 0.0, None) for _ in range(2)))
+    assert torch.equal(*(skinny.outer(S, xs, 0.0, None) for _ in range(2)))
+    assert not launch.kept_counters(xs.device, 0).any()
+
+
+def fitted():
+    """On a card with less shared memory, each kernel's tiles shrink until they fit, and the next call takes those at once."""
+    tried = []
+
+    def run(value, *tile):
+        tried.append(tile)
+        if 2 * tile[0] * tile[1] * tile[3] > 4096:
+            raise launch.tiles.OutOfResources(0, 0, "shared memory")
+
+    for name in launch.SIZES:
+        launch.fitted(name, 4096, 64, run, SEED)
+        first = tried[-1]
+        assert len(tried) > 1
+        assert min(first[0], first[1] // 2) >= 16
+        tried.clear()
+        launch.fitted(name, 4096, 64, run, SEED)
+        assert tried == [first]
+        tried.clear()
+    launch.FITTING.clear()
 
 
 written()
 independent()
-for sizes in (dict(launch.SIZES), CUT):
+fitted()
+for sizes, widest in ((dict(launch.SIZES), launch.WIDEST), (CUT, 16)):  # some have more ranks than the widest
     launch.SIZES.update(sizes)
+    launch.WIDEST = widest
     normed()
     undropped()
     dropped(24)

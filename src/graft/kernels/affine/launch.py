@@ -6,6 +6,8 @@ same input gives the same bits. Under Triton's interpreter (TRITON_INTERPRET=1) 
 
 import functools
 import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,23 +15,59 @@ from torch import Tensor
 from graft.kernels.affine import tiles
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+Tile = tuple[int, int, int, int, int]
+Noise = tuple[Tensor, int, float, bool]
 PROCESSORS = 132  # of an H100; any number is right
 HALVES = (torch.float16, torch.bfloat16)
 AT_ONCE = 3  # maps that one launch takes
-NORMED = 128  # ranks that the norms' kernel takes: it holds [R, R] sums
+FEW = 2048  # tokens, up to which other tiles are faster
+WIDEST = 256  # ranks that one launch takes; of more, each launch reads the wide operand again
+PULLED = 128  # ranks of one map that `pull_` takes: of more, its parts are larger than what it reads
+NORMED = 32  # ranks that the norms' kernel takes, which holds [R, R] sums: of more, torch's products are about as fast
 COUNTERS = 1 << 14
-ROWS = 32  # that one program adds up
-SIZES = {
-    "project": lambda tokens, R: (64, 128, 4, 4, 2) if R <= 64 else (64, 8192 // R, 4, 3, 2) if R <= 256 else (32, 32, 4, 2, 2),
-    "pull": lambda tokens, R: (64, 256, 8, 3, 1) if R <= 64 else (64, 8192 // R, 8, 3, 1) if R <= 256 else (32, 32, 8, 2, 1),
-    "pull and sum": lambda tokens, R: (32, 256, 8, 3, 1) if R <= 64 else (32, max(32, 8192 // R), 8, 2, 1),
-    "outer": lambda tokens, R: (64, 128, 4, 4, 2) if R <= 64 else (64, 64 if R <= 256 else 32, 8, 2, 2),
-    "push": lambda tokens, R: (64, 128, 4, 1, 1) if R <= 256 else (32, 64, 4, 1, 1),
-    "norms": lambda outs, R: (64, 128, 4, 4, 2) if R <= 32 else (64, 64, 4, 3, 2) if R <= 64 else (32, 32, 8, 2, 2),
+SIZES: dict[str, Callable[[int, int], Tile]] = {
+    "project": lambda tokens, R: (
+        (32, 256, 4, 4, 1) if R <= 64 and tokens <= FEW else (64, 128 if R <= 128 else 64, 4 if R <= 64 else 8, 4, 1)
+    ),
+    "project dropped": lambda tokens, R: (16, 256, 4, 3, 2) if R <= 64 and tokens <= FEW else (64, min(128, 8192 // R), 4, 3, 2),
+    "pull": lambda tokens, R: (32, min(512, 32768 // R), 4 if R <= 32 else 8, 3 if R <= 32 else 4, 1),
+    "pull and sum": lambda tokens, R: (64, min(256, 16384 // R), 4 if R <= 16 else 8, 3, 1),
+    "outer": lambda tokens, R: (64, 128 if R <= 128 else 64, 8, 4, 1),
+    "outer dropped": lambda tokens, R: (
+        (64, 64, 4, 4, 4) if R == 128 else (32, 128, 4, 6, 2) if R <= 64 and tokens > FEW else (64, 128 if R <= 64 else 64, 8, 4, 1)
+    ),
+    "push": lambda tokens, R: (32 if R <= 32 else 64, 128, 4, 1, 1),
+    "norms": lambda outs, R: (32, 256, 4, 3, 1),
 }
 """Of each kernel, for so many tokens (outputs, for the norms) and ranks: tokens (outputs) a tile, its other side, warps, stages, and
-programs for each processor.
+programs for each processor. About the fastest of some on an H100 for the maps of a model of 7 billion parameters, of 512 to 8192 tokens and
+16 to 128 ranks a map. Not measured: for 256 ranks, `project` without dropout and `outer`; for 128, both of `pull`.
 """
+FITTING: dict[Any, Tile] = {}  # what `fitted` has found
+
+
+def fitted(name: str, length: int, R: int, run: Callable[..., None], wide: Tensor, *rest: Any) -> None:
+    """run(wide, *rest, *tile) with the tile of SIZES or, where the card has too little shared memory for it, the first that fits of those
+    with ever fewer stages, down to 2, and then ever smaller sides, down to 32 and 16: 64 KB are enough. Triton tells before it launches.
+    """
+    tile = SIZES[name](length, R)
+    key = name, tile, R, wide.device
+    while True:
+        tile = FITTING.get(key, tile)
+        try:
+            return run(wide, *rest, *tile)
+        except tiles.OutOfResources:
+            if tile[:2] == (16, 32) and tile[3] <= 2:
+                raise
+            FITTING[key] = smaller(tile)
+
+
+def smaller(tile: Tile) -> Tile:
+    """The next tile to try where this one takes too much shared memory."""
+    tokens, other, warps, stages, fill = tile
+    if stages > 2:
+        return tokens, other, warps, stages - 1, fill
+    return (tokens, other // 2, warps, stages, fill) if other > 32 else (tokens // 2, other, warps, stages, fill)
 
 
 def takes(value: Tensor) -> bool:
@@ -82,7 +120,7 @@ def parts_of(length: int, block: int, others: int, fill: int) -> tuple[int, int]
     return -(-length // span), span
 
 
-def drawn(dropout: float, seed: Tensor | None, x: Tensor) -> tuple[Tensor, int, float, bool]:
+def drawn(dropout: float, seed: Tensor | None, x: Tensor) -> Noise:
     """What the kernels take for dropout: the seed, the threshold of 16 bits, the scale, and whether to drop at all."""
     if not dropout or seed is None:
         return x, 0, 1.0, False
@@ -91,34 +129,42 @@ def drawn(dropout: float, seed: Tensor | None, x: Tensor) -> tuple[Tensor, int, 
 
 def row_norms(W: Tensor, A: Tensor, B: Tensor, own: Tensor) -> Tensor:
     """See `norms.row_norms`."""
-    (outs, width), ranks, R = W.shape, len(A), padded(len(A))
-    BO, BK, warps, stages, fill = SIZES["norms"](outs, R)
-    rows = -(-outs // BO)
-    count, span = parts_of(width, BK, rows, fill)
-    total = torch.empty_like(own)
-    parts = own.new_empty(count, outs) if count > 1 else total
-    tiles.norms[(rows, count)](
-        W, A, B, own, parts, counters(W, rows) if count > 1 else total, total, outs, width, ranks, W.stride(0), span,
-        FLOAT=INTERPRETED, ALONE=count == 1, BO=BO, BK=BK, R=R, num_warps=warps, num_stages=stages,
-    )  # fmt: skip
+    total, R = torch.empty_like(own), padded(len(A))
+
+    def run(W: Tensor, BO: int, BK: int, warps: int, stages: int, _: int) -> None:
+        tiles.norms[(-(-len(W) // BO),)](
+            W, A, B, own, total, *W.shape, len(A), W.stride(0), FLOAT=INTERPRETED, BO=BO, BK=BK, R=R, num_warps=warps, num_stages=stages
+        )  # fmt: skip
+
+    fitted("norms", len(W), R, run, W)
     return total
 
 
 def project_(xs: Tensor, A: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
     """See `skinny.project_`."""
-    tokens, (ranks, width), R = len(xs), A.shape, padded(A.shape[0])
-    BT, BK, warps, stages, fill = SIZES["project"](tokens, R)
-    rows, room = -(-tokens // BT), xs.shape[1] - width
+    S, noise = xs.new_empty(len(xs), len(A)), drawn(dropout, seed, xs)
+    for k in range(0, len(A), WIDEST):
+        room = xs.shape[1] - A.shape[1] - k if k + WIDEST >= len(A) else 0
+        some, own, tail = A[k : k + WIDEST], S[:, k : k + WIDEST], xs[:, A.shape[1] + k :]
+        name = "project dropped" if noise[-1] else "project"
+        fitted(name, len(xs), padded(len(some)), project_some, xs, tail, some, own, room, noise)
+    return S
+
+
+def project_some(
+    xs: Tensor, tail: Tensor, A: Tensor, S: Tensor, room: int, noise: Noise, BT: int, BK: int, warps: int, stages: int, fill: int
+) -> None:
+    """`project_` of up to WIDEST ranks into S [T, r] and the tail [T, room or more], which is 0 from r to `room`."""
+    tokens, (ranks, width), R = len(xs), A.shape, padded(len(A))
+    seed, threshold, scale, drops = noise
+    rows = -(-tokens // BT)
     count, span = parts_of(width, BK, rows, fill)
-    S = xs.new_empty(tokens, ranks)
     parts = xs.new_empty(count, tokens, R, dtype=torch.float32) if count > 1 else S
-    seed, threshold, scale, drops = drawn(dropout, seed, xs)
     tiles.project[(rows, count)](
-        xs, A, parts, counters(xs, rows) if count > 1 else S, S, seed, tokens, width, ranks, room, xs.stride(0), A.stride(0),
-        threshold, scale, span,
+        xs, tail, A, parts, counters(xs, rows) if count > 1 else S, S, seed, tokens, width, ranks, room,
+        xs.stride(0), A.stride(0), S.stride(0), threshold, scale, span,
         DROPS=drops, FLOAT=INTERPRETED, ALONE=count == 1, BT=BT, BK=BK, R=R, num_warps=warps, num_stages=stages,
     )  # fmt: skip
-    return S
 
 
 def pull_(dys: Tensor, S: Tensor, B: Tensor, ys: list[Tensor], outputs: list[int], ranks: list[int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -130,9 +176,9 @@ def pull_(dys: Tensor, S: Tensor, B: Tensor, ys: list[Tensor], outputs: list[int
     for k in range(0, len(outputs), AT_ONCE):
         outs, own = outputs[k : k + AT_ONCE], ranks[k : k + AT_ONCE]
         room = dys.shape[1] - total if k + AT_ONCE >= len(outputs) else 0
-        pull_some(
-            dys[:, row:], dys[:, total:], S[:, column:], B[row:, column:], ys[k : k + AT_ONCE], dS, dB[row:], sums[row:],
-            outs, own, room, column,
+        fitted(
+            "pull and sum" if ys else "pull", len(dys), padded(max(ranks)), pull_some, dys[:, row:], dys[:, total:], S[:, column:],
+            B[row:, column:], ys[k : k + AT_ONCE], dS, dB[row:], sums[row:], outs, own, room, column,
         )  # fmt: skip
         row, column = row + sum(outs), column + sum(own)
     return dS, dB, sums
@@ -140,11 +186,10 @@ def pull_(dys: Tensor, S: Tensor, B: Tensor, ys: list[Tensor], outputs: list[int
 
 def pull_some(
     dY: Tensor, tail: Tensor, S: Tensor, B: Tensor, ys: list[Tensor], dS: Tensor, dB: Tensor, sums: Tensor,
-    outs: list[int], ranks: list[int], room: int, column: int,
+    outs: list[int], ranks: list[int], room: int, column: int, BT: int, BO: int, warps: int, stages: int, fill: int,
 ) -> None:  # fmt: skip
     """`pull_` of up to AT_ONCE maps whose outputs and ranks are the first of dY, S and B, and whose columns of dS start at `column`."""
     tokens, total, R, more = len(dY), sum(outs), padded(dB.shape[1]), [0] * (AT_ONCE - len(outs))
-    BT, BO, warps, stages, fill = SIZES["pull and sum" if ys else "pull"](tokens, R)
     ends = [sum(-(-n // BO) for n in outs[: k + 1]) for k in range(len(outs))]
     count, span = parts_of(tokens, BT, ends[-1], fill)
     dS_parts = dY.new_empty(ends[-1], tokens, R, dtype=torch.float32)
@@ -158,34 +203,48 @@ def pull_some(
         dY.stride(0), S.stride(0), B.stride(0), span,
         SUMS=bool(ys), FLOAT=INTERPRETED, BT=BT, BO=BO, R=R, STAGES=stages, num_warps=warps, num_stages=stages,
     )  # fmt: skip
-    tiles.finish[(-(-tokens // ROWS) * len(outs) + -(-total // ROWS),)](
+    rows = 16  # that a program adds up
+    tiles.finish[(-(-tokens // rows) * len(outs) + -(-total // rows),)](
         dS_parts, dB_parts, sums_parts, tail, dS, dB, sums, tokens, room, tail.stride(0), dS.stride(0), dB.stride(0), column,
-        *ranks_of, *ends_of, len(outs), total, count, SUMS=bool(ys), BLOCK=ROWS, R=R,
+        *ranks_of, *ends_of, len(outs), total, count, SUMS=bool(ys), BLOCK=rows, R=R,
     )  # fmt: skip
 
 
 def outer(dS: Tensor, x: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
     """See `skinny.outer`."""
-    (tokens, width), ranks, R = x.shape, dS.shape[1], padded(dS.shape[1])
-    BT, BI, warps, stages, fill = SIZES["outer"](tokens, R)
+    dA, noise = x.new_empty(dS.shape[1], x.shape[1], dtype=torch.float32), drawn(dropout, seed, x)
+    for k in range(0, len(dA), WIDEST):
+        some, name = dA[k : k + WIDEST], "outer dropped" if noise[-1] else "outer"
+        fitted(name, len(x), padded(len(some)), outer_some, x, dS[:, k : k + WIDEST], some, noise)
+    return dA
+
+
+def outer_some(x: Tensor, dS: Tensor, dA: Tensor, noise: Noise, BT: int, BI: int, warps: int, stages: int, fill: int) -> None:
+    """`outer` of up to WIDEST ranks into dA [r, in]."""
+    (tokens, width), ranks, R = x.shape, len(dA), padded(len(dA))
+    seed, threshold, scale, drops = noise
     across = -(-width // BI)
     count, span = parts_of(tokens, BT, across, fill)
-    dA = x.new_empty(ranks, width, dtype=torch.float32)
     parts = x.new_empty(count, width, R, dtype=torch.float32) if count > 1 else dA
-    seed, threshold, scale, drops = drawn(dropout, seed, x)
     tiles.outer[(across, count)](
         dS, x, parts, counters(x, across) if count > 1 else dA, dA, seed, tokens, width, ranks, dS.stride(0), x.stride(0),
         threshold, scale, span,
         DROPS=drops, FLOAT=INTERPRETED, ALONE=count == 1, BT=BT, BI=BI, R=R, num_warps=warps, num_stages=stages,
     )  # fmt: skip
-    return dA
 
 
 def push_(dx: Tensor, dS: Tensor, A: Tensor, dropout: float, seed: Tensor | None) -> None:
     """See `skinny.push_`."""
-    (tokens, width), ranks, R = dx.shape, dS.shape[1], padded(dS.shape[1])
-    BT, BI, warps, stages, _ = SIZES["push"](tokens, R)
-    seed, threshold, scale, _ = drawn(dropout, seed, dx)
+    noise = drawn(dropout, seed, dx)
+    for k in range(0, len(A), WIDEST):
+        some = A[k : k + WIDEST]
+        fitted("push", len(dx), padded(len(some)), push_some, dx, dS[:, k : k + WIDEST], some, noise)
+
+
+def push_some(dx: Tensor, dS: Tensor, A: Tensor, noise: Noise, BT: int, BI: int, warps: int, stages: int, _: int) -> None:
+    """`push_` of up to WIDEST ranks."""
+    (tokens, width), ranks, R = dx.shape, len(A), padded(len(A))
+    seed, threshold, scale, _drops = noise
     tiles.push[(-(-tokens // BT), -(-width // BI))](
         dx, dS, A, seed, tokens, width, ranks, dx.stride(0), dS.stride(0), A.stride(0), threshold, scale,
         FLOAT=INTERPRETED, BT=BT, BI=BI, R=R, num_warps=warps, num_stages=stages,

@@ -3,7 +3,7 @@
     ‖W + B A‖² = ‖W‖² + 2 rowsum((W A^T) * B) + rowsum((B (A A^T)) * B)
 
 W [out, in] in the base's dtype, in which W A^T is multiplied; A [r, in], B [out, r] and ‖W‖² [out] in master precision, in which all else
-is summed. A CUDA kernel reads W once and nothing else that is wide; of higher ranks than it has registers for, torch's products do.
+is summed. A CUDA kernel reads W once and nothing else that is wide; of ranks above launch.NORMED, torch's products do.
 """
 
 import torch

@@ -7,7 +7,8 @@
     push_       dX += drop'(dS A)           the way back through the dropout
 
 x [T, in + p] and dY [T, Σ out + p] have tails of p columns for what is R = Σ r wide; all sums are taken in float32 or wider. On CUDA these
-are Triton kernels (graft.kernels.affine.tiles), which read each wide operand once; elsewhere they are torch's own products.
+are Triton kernels (graft.kernels.affine.tiles), which read each wide operand once; elsewhere, and in `pull_` for more ranks a map than
+launch.PULLED, they are torch's own products.
 """
 
 from typing import Any
@@ -95,7 +96,7 @@ def pull_(dys: Tensor, S: Tensor, B: Tensor, ys: list[Tensor], outputs: list[int
     """dS [T, R], dB [Σ out, max r] and, if any `ys` [T, out_j] are given, Σ_t dY * y [Σ out], of dys = [dY_1, ..., tail]
     [T, Σ out + p], S [T, R] and B [Σ out, R], whose blocks off the diagonal count as 0; the tail becomes [dS, 0].
     """
-    if launch.takes(dys):
+    if launch.takes(dys) and max(ranks) <= launch.PULLED:
         return launch.pull_(dys, S, B, ys, outputs, ranks)
     sums = dots(dys, ys)
     dS, dB = torch.empty_like(S), B.new_zeros(sum(outputs), max(ranks), dtype=wide(dys.dtype))

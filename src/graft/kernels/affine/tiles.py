@@ -15,8 +15,12 @@ from typing import Any
 PRESENT = importlib.util.find_spec("triton") is not None
 if PRESENT:
     import triton.language as tl
+    from triton import OutOfResources as OutOfResources
     from triton import jit
 else:
+
+    class OutOfResources(Exception):  # type: ignore[no-redef]
+        """What Triton raises where a card has less shared memory than a kernel's tiles take."""
 
     def jit(kernel: Callable[..., Any]) -> Callable[..., Any]:
         """Without Triton, a kernel is only its text."""
@@ -61,10 +65,10 @@ def added(parts, stride, count, mask, ROWS: tl.constexpr, COLUMNS: tl.constexpr)
 
 @jit
 def project(
-    xs, A, parts, counters, S, seed, tokens, width, ranks, room, pitch, A_pitch, threshold, scale, span,
+    xs, tail, A, parts, counters, S, seed, tokens, width, ranks, room, pitch, A_pitch, S_pitch, threshold, scale, span,
     DROPS: tl.constexpr, FLOAT: tl.constexpr, ALONE: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, R: tl.constexpr,
 ):  # fmt: skip
-    """S [T, R] and xs's tail = drop(x) A^T, of which parts[k] [T, R] is the sum over k's span of the columns."""
+    """S [T, R] and the tail of xs = drop(x) A^T, of which parts[k] [T, R] is the sum over k's span of the columns."""
     tile, part, count = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     row, lane, r = tile * BT + tl.arange(0, BT), tl.arange(0, BK), tl.arange(0, R)
     total = tl.zeros((BT, R), tl.float32)
@@ -82,13 +86,13 @@ def project(
         total = tl.dot(x, a, total, input_precision="ieee")
     total *= scale
     if ALONE:
-        leave(total, xs + width, S, place, r, here, ranks, 0, room, pitch, ranks, BT, R)
+        leave(total, tail, S, place, r, here, ranks, 0, room, pitch, S_pitch, BT, R)
     else:
         own = parts + place * R + r[None, :]
         tl.store(own + (part * tokens).to(tl.int64) * R, total, mask=here)
         if last(counters + tile, count):
             total = added(own, tokens * R, count, here, BT, R)
-            leave(total, xs + width, S, place, r, here, ranks, 0, room, pitch, ranks, BT, R)
+            leave(total, tail, S, place, r, here, ranks, 0, room, pitch, S_pitch, BT, R)
 
 
 @jit
@@ -254,18 +258,16 @@ def write_branches(
 
 @jit
 def norms(
-    W, A, B, own, parts, counters, total, outs, width, ranks, pitch, span,
-    FLOAT: tl.constexpr, ALONE: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr, R: tl.constexpr,
+    W, A, B, own, total, outs, width, ranks, pitch, FLOAT: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr, R: tl.constexpr
 ):  # fmt: skip
-    """total [out] = the root of own + 2 rowsum((W A^T) * B) + rowsum((B (A A^T)) * B), W read once; A and B lie without gaps.
+    """total [out] = the root of own + 2 rowsum((W A^T) * B) + rowsum((B (A A^T)) * B), never 0, W read once; A and B lie without gaps.
 
-    Both products of A are of A in W's dtype, and their sums in float32. parts[k] [out] is what k's span of the inputs adds to `own`.
+    Both products of A are of A in W's dtype, and their sums in float32.
     """
-    tile, part, count = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
-    out, r, lane = tile * BO + tl.arange(0, BO), tl.arange(0, R), tl.arange(0, BK)
+    out, r, lane = tl.program_id(0) * BO + tl.arange(0, BO), tl.arange(0, R), tl.arange(0, BK)
     inside, present = out < outs, r < ranks
     cross, square = tl.zeros((BO, R), tl.float32), tl.zeros((R, R), tl.float32)
-    for start in range(part * span, part * span + span, BK):
+    for start in range(0, width, BK):
         column = start + lane
         real = column < width
         w = tl.load(W + out[:, None].to(tl.int64) * pitch + column[None, :], mask=inside[:, None] & real[None, :], other=0.0)
@@ -276,17 +278,6 @@ def norms(
         cross = tl.dot(w, a, cross, input_precision="ieee")
         square = tl.dot(tl.trans(a), a, square, input_precision="ieee")
     b = tl.load(B + out[:, None] * ranks + r[None, :], mask=inside[:, None] & present[None, :], other=0.0)
-    change = tl.sum(2 * cross * b + tl.dot(b, square, input_precision="tf32x3") * b, 1)[None, :]  # to 1e-6
-    place, mask = out[None, :], inside[None, :]
-    if ALONE:
-        root(total + place, own + place, change, mask)
-    else:
-        tl.store(parts + part * outs + place, change, mask=mask)
-        if last(counters + tile, count):
-            root(total + place, own + place, added(parts + place, outs, count, mask, 1, BO), mask)
-
-
-@jit
-def root(total, own, change, mask):
-    """total = √(own + change), never 0."""
-    tl.store(total, tl.sqrt(tl.maximum(tl.load(own, mask=mask, other=0.0) + change, 1.1754944e-38)), mask=mask)
+    change = tl.sum(2 * cross * b + tl.dot(b, square, input_precision="tf32x3") * b, 1)  # to 1e-6
+    norm = tl.sqrt(tl.maximum(tl.load(own + out, mask=inside, other=0.0) + change, 1.1754944e-38))
+    tl.store(total + out, norm, mask=inside)
