@@ -28,7 +28,7 @@ FLAGS = {
     "combine": "adapter model output-dir rank weight",
     "export": "adapter data max-gap model nf4 output-dir rows to",
     "verify": "adapter data force model nf4",
-    "plan": "model",
+    "plan": "data examples gpu html json memory model need why-not",
     "doctor": "",
 }
 
@@ -174,7 +174,8 @@ def test_preview_marks_tokens(graft):
 def test_plan_counts(graft):
     code, printed = graft("plan", "--model", "base")
     assert code == 0
-    assert "100.000%" in printed
+    assert "39,072" in printed
+    assert "Take lora." in printed
 
 
 @pytest.mark.parametrize(

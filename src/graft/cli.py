@@ -7,6 +7,7 @@ printed as one sentence and exits with 2, as is the system's (a full disk); Ctrl
 import os
 import shlex
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,9 +32,7 @@ Data = Annotated[str, typer.Option("--data", help="Training rows: .jsonl[.gz], .
 EvalData = Annotated[str | None, typer.Option("--eval-data", help="Rows to score on.")]
 Output = Annotated[str, typer.Option("--output-dir", help="Folder to write to.")]
 BadRows = Annotated[str, typer.Option("--bad-rows", help="What to do with a row that cannot be read: fail or skip.")]
-Metric = Annotated[
-    str, typer.Option("--metric", help="exact_match, final_answer, accuracy, rouge1, rouge2, rougeL, bleu, chrf, loss, or auto.")
-]
+Metric = Annotated[str, typer.Option(help="exact_match, final_answer, accuracy, rouge1, rouge2, rougeL, bleu, chrf, loss, or auto.")]
 Nf4 = Annotated[bool, typer.Option("--nf4", help="Hold the base's linear maps in 4 bits (QLoRA).")]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Rows a forward.")]
 GradAccum = Annotated[int, typer.Option("--grad-accum", help="Batches an optimizer step.")]
@@ -48,9 +47,7 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file wit
 def version(value: bool) -> None:
     """Print the version and end."""
     if value:
-        from importlib.metadata import version as installed
-
-        out.print(f"graft {installed('graft-peft')}", highlight=False)
+        out.print(f"graft {metadata.version('graft-peft')}", highlight=False)
         raise typer.Exit
 
 
@@ -160,9 +157,7 @@ def train(
     nf4: Nf4 = False,
     checkpointing: Checkpointing = False,
     compile: Compile = "auto",
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Stop where a block cannot be compiled or a branch fused, instead of going on without.")
-    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop where a block cannot be compiled or a branch fused.")] = False,
     optimizer: Annotated[str, typer.Option(help="adamw, or bitsandbytes' adamw8bit, paged_adamw or paged_adamw8bit.")] = "adamw",
     tracker: Annotated[str, typer.Option(help="An experiment tracker that accelerate knows, such as tensorboard.")] = "none",
     config: ConfigFile = None,
@@ -256,12 +251,21 @@ def verify(
 
 
 @app.command()
-def plan(model: Model) -> None:
-    """Count what every method trains and stores on a model, exactly, from its config alone."""
-    from graft.model.load import config_of
-    from graft.plan import USUAL, counts, table
+def plan(
+    model: Model,
+    data: Annotated[str | None, typer.Option("--data", help="Rows, whose lengths count; 512 tokens each when left out.")] = None,
+    memory: Annotated[str | None, typer.Option(help="What must be enough, such as 24GB; the card's when left out.")] = None,
+    gpu: Annotated[str | None, typer.Option(help="The card, such as h100 or 4090: its memory, and times on it.")] = None,
+    examples: Annotated[int | None, typer.Option(help="How many rows there are; those of --data when left out.")] = None,
+    need: Annotated[str, typer.Option(help="quality,knowledge,form,latency,adapters,context,untouched,storage,speed: any.")] = "",
+    why_not: Annotated[str, typer.Option("--why-not", help="A method of which to say why it is not advised.")] = "",
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Also write a page to this file.")] = None,
+) -> None:
+    """Say what every method costs on a model, how to train it in a memory, and which to take, from the model's config alone."""
+    from graft.plan import plan_and_show
 
-    out.print(table(model, counts(config_of(model), USUAL)))
+    plan_and_show(model, out, data=data, memory=memory, gpu=gpu, examples=examples, need=need, why_not=why_not, json=json, html=html)
 
 
 @app.command()

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table as RichTable
 
@@ -26,7 +27,10 @@ from graft.model.digest import changed as differing
 from graft.model.digest import digests, whole
 from graft.model.load import Loaded, load, tokenizer_of
 from graft.model.load_adapter import load as load_adapter
+from graft.model.regional import pays
 from graft.model.speech import speak
+from graft.plan.report import after_oom
+from graft.plan.setup import Setup
 from graft.train import train
 from graft.train.recipe import TrainConfig
 from graft.verify import MERGED, verify
@@ -97,10 +101,11 @@ def train_job(job: TrainJob, console: Console) -> Path:
     except KeyboardInterrupt as stop:
         console.print(f"Stopped ({stop}); nothing was saved.", highlight=False)
         raise
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(too_small(job, loaded.model, method, [len(example.ids) for example in examples.examples])) from error
     proof = untouched(loaded.model, before)
     say(console, *result.notes)
-    folder = Path(job.output_dir)
-    adapted.save(folder, tokenizer=loaded.tokenizer)
+    adapted.save(folder := Path(job.output_dir), tokenizer=loaded.tokenizer)
     loaded.tokenizer.save_pretrained(folder)
     facts = {
         "job": asdict(job),
@@ -114,6 +119,16 @@ def train_job(job: TrainJob, console: Console) -> Path:
         facts["scores"] = {"metric": scores.metric, "value": scores.value, **scores.others}
     atomic_write(folder / "run.json", json.dumps(facts, indent=1) + "\n")
     return folder
+
+
+def too_small(job: TrainJob, model: Any, method: Method, lengths: Sequence[int]) -> str:
+    """What to say when the model's card was too small for a job on rows of these lengths: the plan, what was held, and what fits."""
+    tokens = min(max(lengths), job.max_length)
+    compiled = job.compile == "on" or (job.compile == "auto" and pays(model, round(job.epochs * sum(lengths))))
+    setup = Setup(job.batch_size, tokens, job.grad_accum, job.checkpointing, job.nf4, job.optimizer, compiled=compiled)
+    held, card = torch.cuda.max_memory_allocated(model.device), torch.cuda.get_device_properties(model.device).total_memory
+    name = " ".join([job.method, *job.set])
+    return after_oom(model.config, name, method, setup, lengths, card=card, held=held, model=job.model, source=job.data)
 
 
 def say(console: Console, *notes: str) -> None:

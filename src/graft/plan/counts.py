@@ -4,7 +4,7 @@ A count is the sum of the sizes of the tensors that the method's own `shapes` na
 holds; adapter bytes are of values in float32, without the few bytes of a file's header.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from graft.model import families
 from graft.model.skeleton import skeleton
 from graft.model.virtual_tokens import closed
 from graft.plan.serving import Served, served
+from graft.site import Site
 
 BYTES = 4  # a float32 value
 
@@ -53,7 +54,11 @@ class Counted:
 def counts(config: Any, methods: Mapping[str, Method]) -> list[Counted]:
     """Each method on the model that a transformers config describes. A method without a place in it says why."""
     model = skeleton(config)
-    sites = families.sites(model)
+    return counted(model, families.sites(model), methods)
+
+
+def counted(model: Any, sites: Sequence[Site], methods: Mapping[str, Method]) -> list[Counted]:
+    """The same on a model without memory, and its sites."""
     base = sum(value.numel() for value in model.parameters())
     found = []
     for name, method in methods.items():

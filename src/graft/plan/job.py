@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ class Job:
     setup: Setup
     entered: bool = False
 
-    @property
+    @cached_property
     def every(self) -> list[tuple[int, ...]]:
         """The shapes of all trained tensors."""
         return [shape for shapes in self.shapes.values() for shape in shapes.values()]
@@ -36,7 +37,7 @@ class Job:
         """Values trained."""
         return sum(torch.Size(shape).numel() for shape in self.every)
 
-    @property
+    @cached_property
     def virtual(self) -> int:
         """Dummy positions a row: those of a prompt."""
         return sum(0 if form.embeds is None else len(form.embeds) for _, form in self.forms if isinstance(form, VirtualTokens))

@@ -48,7 +48,7 @@ class Memory:
     @property
     def peak(self) -> int:
         """All parts."""
-        return sum(self.parts.values())
+        return self.weights + self.adapter + self.gradients + self.optimizer + self.activations + self.loss + self.workspace
 
     @property
     def parts(self) -> dict[str, int]:
@@ -58,32 +58,29 @@ class Memory:
 
 def memory(job: Job) -> Memory:
     """The peak of a training step."""
-    facts, setup = job.facts, job.setup
-    kept = [each * job.positions for each in activations.blocks(facts, job.forms, setup, entered=job.entered)]
-    whole, outside = by_block(job)
-    gradients = trained.masters(job.every)
-    margins = weights.margins(facts, job.forms, setup)
-    adapter = gradients + margins + trained.norms(job.forms)
-    replayed = REPLAYED if margins else 0
-    always = (weights.base(facts, setup), adapter)
-    states = trained.states(job.every, setup.optimizer)
-    early = gradients if setup.accum > 1 else 0
-    stored = boundary(facts, kept, setup, job.positions)
+    facts, setup, positions = job.facts, job.setup, job.positions
+    kept = [each * positions for each in activations.blocks(facts, job.forms, setup, entered=job.entered)]
+    stored = boundary(facts, kept, setup, positions)
+    gradients, margins = trained.masters(job.every), weights.margins(facts, job.forms, setup)
+    always = (weights.base(facts, setup), gradients + margins + trained.norms(job.forms))
+    states, early = trained.states(job.every, setup.optimizer), gradients if setup.accum > 1 else 0
+    libraries = WORKSPACE + (REPLAYED if margins else 0)
     frozen = not any(site.role == "head" or (facts.tied and site.role == "embedding") for site, _ in job.forms)
-    final = final_norm(facts, setup) * job.positions
-    moments = [Memory(*always, early, states, sum(stored) + final, loss.held(facts, setup, frozen=frozen), WORKSPACE + replayed, "loss")]
-    done = outside
+    final = final_norm(facts, setup) * positions
+    moments = [Memory(*always, early, states, sum(stored) + final, loss.held(facts, setup, frozen=frozen), libraries, "loss")]
+    (whole, done), largest = by_block(job), cast(job)
+    working_on, dense = working(job) * positions, weights.unpacked(facts, job.forms, setup)
+    below = sum(stored)
     for number in reversed(range(facts.layers)):
         if not kept[number]:
             break
-        below, dense = sum(stored[:number]), weights.unpacked(facts, job.forms, setup)
-        room = WORKSPACE + replayed + dense + 2 * cast(job, number)
-        name = f"backward of block {number}"
-        moments.append(Memory(*always, max(early, done), states, below + kept[number], 0, room + working(job) * job.positions, name))
+        below -= stored[number]
+        room, name = libraries + dense + 2 * largest[number], f"backward of block {number}"
+        moments.append(Memory(*always, max(early, done), states, below + kept[number], 0, room + working_on, name))
         done += whole[number]
-        moments.append(Memory(*always, max(early, done), states, below + facts.width * setup.bytes * job.positions, 0, room, name))
+        moments.append(Memory(*always, max(early, done), states, below + facts.width * setup.bytes * positions, 0, room, name))
     if setup.optimizer:
-        moments.append(Memory(*always, gradients, states, 0, 0, WORKSPACE + replayed, "update"))
+        moments.append(Memory(*always, gradients, states, 0, 0, libraries, "update"))
     return max(moments, key=lambda moment: moment.peak)
 
 
@@ -118,9 +115,11 @@ def working(job: Job) -> int:
     return job.setup.bytes * ((wide + inner) * job.facts.inner + 2 * job.facts.width)
 
 
-def cast(job: Job, number: int) -> int:
-    """Bytes of the largest tensor of a block's trained modules in the base's dtype; its gradient has as many."""
-    shapes = [
-        shape for site, form in job.forms if isinstance(form, Replacement) and site.layer == number for shape in job.shapes[site].values()
-    ]
-    return max((trained.masters([shape]) // trained.MASTER for shape in shapes), default=0) * job.setup.bytes
+def cast(job: Job) -> list[int]:
+    """Bytes of the largest tensor of each block's trained modules in the base's dtype; its gradient has as many."""
+    found = [0] * job.facts.layers
+    for site, form in job.forms:
+        if isinstance(form, Replacement) and site.layer is not None:
+            sizes = [trained.masters([shape]) // trained.MASTER * job.setup.bytes for shape in job.shapes[site].values()]
+            found[site.layer] = max(found[site.layer], *sizes)
+    return found

@@ -1,0 +1,124 @@
+"""The verb: what every method costs on a model, how each would be trained in a given memory, and which to take.
+
+Everything is read off the model's config (and its tokenizer, for the lengths of data); no weights are read and nothing is fetched but a
+hub id's config.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from graft.errors import GraftError, ModelError
+from graft.method import Method
+from graft.model import families
+from graft.model.load import config_of, tokenizer_of
+from graft.model.skeleton import skeleton
+from graft.plan.advice import Advice, Situation, advise
+from graft.plan.cards import Card, bytes_of, named
+from graft.plan.counts import Counted, counted
+from graft.plan.job import Job, job
+from graft.plan.rows import Rows, assumed, rows_of
+from graft.plan.search import Choice, fitting, room, smallest
+from graft.plan.settings import USUAL, flags
+from graft.plan.setup import Setup
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method's setting: counts, the way to train it in the memory at hand (None where it does not fit), the smallest card otherwise."""
+
+    counted: Counted
+    choice: Choice | None = None
+    card: Card | None = None
+    hours: float | None = None
+    tokens_per_second: float | None = None
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `plan` found: entries by method, the advice, and what it was asked with. `memory` is the card's, in bytes; None for any."""
+
+    model: str
+    kind: str
+    parameters: int
+    rows: Rows
+    memory: int | None
+    card: Card | None
+    entries: tuple[Entry, ...]
+    situation: Situation
+    advice: Advice
+
+
+def plan(
+    model: str | PretrainedConfig,
+    *,
+    data: str | None = None,
+    memory: str | int | None = None,
+    gpu: str | None = None,
+    examples: int | None = None,
+    need: Iterable[str] = (),
+    methods: Mapping[str, Method] | None = None,
+) -> Plan:
+    """Plan every method (`USUAL`, or `methods` by name) on a model: a hub id, a folder, a .gguf file, or a transformers config.
+
+    `data` gives the rows' lengths, `examples` how many there are; `memory` is the card's ("24GB", or bytes), `gpu` its name, by which the
+    memory is known too and times are predicted; `need` are keys of `advice.NEEDS`. Raises ModelError, DataError or TargetError.
+    """
+    config = model if isinstance(model, PretrainedConfig) else config_of(model)
+    name = model if isinstance(model, str) else config.name_or_path or config.model_type
+    card = named(gpu) if gpu else None
+    size = bytes_of(memory) if isinstance(memory, str) else memory or (card.memory if card else None)
+    rows = rows_of(data, tokenizer(name), examples) if data else assumed(examples)
+    empty = skeleton(config)
+    sites = families.sites(empty)
+    most = min(rows.longest, int(getattr(config, "max_position_embeddings", None) or rows.longest))
+
+    def makes(method: Method, setup: Setup) -> Job:
+        return job(empty, sites, method, setup)
+
+    chosen = methods or USUAL
+    entries = tuple(
+        entry(one, chosen[one.name], makes, Setup(tokens=most), rows, size, card, name) for one in counted(empty, sites, chosen)
+    )
+    fits = {each.counted.name.split()[0] for each in entries if each.choice}
+    base = sum(value.numel() for value in empty.parameters())
+    situation = Situation(rows.count, frozenset(need), base, frozenset(fits))
+    return Plan(str(name), str(config.model_type), base, rows, size, card, entries, situation, advise(situation))
+
+
+def tokenizer(name: str) -> Any:
+    """The model's tokenizer. ModelError that says what else can be done without one."""
+    try:
+        return tokenizer_of(name)
+    except GraftError as error:
+        raise ModelError(f"{error}; without a tokenizer leave --data out and give --examples") from error
+
+
+def entry(one: Counted, method: Method, makes: Any, setup: Setup, rows: Rows, size: int | None, card: Card | None, model: str) -> Entry:
+    """One method's entry."""
+    if one.refused:
+        return Entry(one)
+    choice = fitting(makes, method, setup, rows, None if size is None else room(size), card)
+    if choice is None:
+        found = smallest(makes, method, setup, rows)
+        return Entry(one, card=found[0] if found else None)
+    updates = 3 * rows.count / (choice.setup.batch * choice.setup.accum)
+    hours = updates * choice.seconds / 3600 if choice.seconds and rows.count else None
+    read = rows.mean if rows.source else setup.tokens
+    speed = choice.setup.batch * choice.setup.accum * min(read, choice.setup.tokens) / choice.seconds if choice.seconds else None
+    return Entry(one, choice, None, hours, speed, command(one.name, choice, rows, model))
+
+
+def command(name: str, choice: Choice, rows: Rows, model: str) -> str:
+    """The command that trains so."""
+    setup = choice.setup
+    words = [f"r={choice.method.r}" if word.startswith("r=") else word for word in name.split()]  # type: ignore[attr-defined]
+    parts = [f"graft train --model {model} --data {rows.source or 'DATA'} {flags(' '.join(words))} --batch-size {setup.batch}"]
+    parts += [f"--grad-accum {setup.accum}"] if setup.accum > 1 else []
+    parts += [f"--max-length {setup.tokens}", "--checkpointing" if setup.checkpointing else "", "--nf4" if setup.nf4 else ""]
+    parts += [f"--optimizer {setup.optimizer}"] if setup.optimizer != "adamw" else []
+    parts += ["--compile on"] if any("compiled" in words for words in choice.given_up) else []
+    return " ".join([*filter(None, parts), f"--output-dir runs/{name.split()[0]}"])

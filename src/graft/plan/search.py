@@ -1,0 +1,131 @@
+"""A way to train that fits: batch, accumulation, checkpointing, compiling, 4 bits, the optimizer, length and rank, the least change first.
+
+An update is of GOAL rows however they are split. Changes are tried in steps, each with all batches, with and without checkpointing, and the
+fastest that fits in the first step that has any is taken:
+
+    what computes the same      smaller batches with more of them an update, checkpointing, blocks compiled
+    4 bits for the base         equal scores and losses in our own comparison (docs/results.md)
+    8 bits for the optimizer
+    both
+    both, rows cut              at the length that 95 of 100 rows do not exceed
+    all that, rank 4
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from graft.method import Method
+from graft.model.regional import EARNS
+from graft.plan.cards import CARDS, Card
+from graft.plan.job import Job
+from graft.plan.memory import Memory, memory
+from graft.plan.pace import pace
+from graft.plan.rows import Rows
+from graft.plan.setup import Setup
+
+GOAL = 16  # rows of an update
+EPOCHS = 3  # as `graft train` has it
+CONTEXT = 600_000_000  # bytes of a card that are no tensors: the CUDA context and the kernels' code
+RESERVE = 0.03  # share of a card that the allocator cannot use: pieces between tensors
+KEPT = 0.95  # of the rows that are not cut
+SMALL_RANK = 4
+ROUND = 64  # tokens: batches of compiled models are as long as a multiple of it
+
+Makes = Callable[[Method, Setup], Job]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A way to train: the job, its method, its peak, seconds an update (None without a card), and in words what was given up for it."""
+
+    job: Job
+    method: Method
+    memory: Memory
+    seconds: float | None
+    given_up: tuple[str, ...] = ()
+
+    @property
+    def setup(self) -> Setup:
+        """How it is trained."""
+        return self.job.setup
+
+
+def room(size: int) -> int:
+    """Bytes for tensors on a card of so many."""
+    return round(size * (1 - RESERVE)) - CONTEXT
+
+
+def changes(rows: Rows, method: Method, most: int) -> Iterator[tuple[Method, dict[str, object], tuple[str, ...]]]:
+    """The steps of giving up, in order: the method, fields of the setup, in words."""
+    four, eight = "the base in 4 bits", "the optimizer's states in 8 bits"
+    short = min(max(rounded(rows.share(KEPT)), rows.answer + 1), most) if rows.source else max(most // 2, 1)
+    cut = f"rows cut at {short} tokens" + (f", which {KEPT:.0%} of them do not exceed" if rows.source else "")
+    small: Method = method
+    if getattr(method, "r", 0) > SMALL_RANK:
+        small = dataclasses.replace(method, r=SMALL_RANK)  # type: ignore[type-var]
+    tiny = (f"rank {SMALL_RANK}",) if small is not method else ()
+    both: dict[str, object] = {"nf4": True, "optimizer": "adamw8bit"}
+    yield method, {}, ()
+    yield method, {"nf4": True}, (four,)
+    yield method, {"optimizer": "adamw8bit"}, (eight,)
+    yield method, both, (four, eight)
+    if short < most:
+        yield method, both | {"tokens": short}, (four, eight, cut)
+    yield small, both | {"tokens": min(short, most)}, (four, eight, *((cut,) if short < most else ()), *tiny)
+
+
+def rounded(length: int) -> int:
+    """A length as batches have it."""
+    return -(-length // ROUND) * ROUND
+
+
+def ways(setup: Setup, compiles: bool) -> Iterator[Setup]:
+    """All ways that compute the same: the fewest and plainest changes first."""
+    for compiled in dict.fromkeys((compiles, True)):
+        for remade in (False, True):
+            for power in range(GOAL.bit_length()):
+                batch = GOAL >> power
+                yield dataclasses.replace(setup, batch=batch, accum=GOAL // batch, checkpointing=remade, compiled=compiled)
+
+
+def fitting(makes: Makes, method: Method, setup: Setup, rows: Rows, limit: int | None, card: Card | None) -> Choice | None:
+    """The least change with which a method fits into `limit` bytes of tensors, and in it the fastest way; None where nothing does."""
+    for own, fields, words in changes(rows, method, setup.tokens):
+        job = makes(own, setup)
+        start = dataclasses.replace(setup, **fields)  # type: ignore[arg-type]
+        found = [each for each in weighed(job, own, start, rows, card, words) if limit is None or each.memory.peak <= limit]
+        if found:
+            return min(found, key=lambda each: each.seconds or 0.0) if card else found[0]
+    return None
+
+
+def weighed(job: Job, method: Method, setup: Setup, rows: Rows, card: Card | None, words: tuple[str, ...]) -> Iterator[Choice]:
+    """Every way of one step, with its peak and its time."""
+    for way in ways(setup, earns(job, rows)):
+        made = job.under(way)
+        said = ("blocks compiled, which the run is too short to earn back",) if way.compiled and not earns(job, rows) else ()
+        yield Choice(made, method, memory(made), update(made, card, rows) if card else None, words + said)
+
+
+def earns(job: Job, rows: Rows) -> bool:
+    """Whether training would compile the blocks by itself: where it is long enough, or its length is not known."""
+    total = EPOCHS * rows.count * rows.mean
+    return not rows.count or total * job.facts.layers * job.facts.block >= EARNS
+
+
+def update(job: Job, card: Card, rows: Rows) -> float:
+    """Seconds of an optimizer's update: batches as long as the rows are on average, not as the longest."""
+    setup = job.setup
+    length = max(1, round(rows.padded(setup.batch, setup.tokens))) if rows.source else setup.tokens
+    timed = pace(job.under(dataclasses.replace(setup, tokens=length, supervised=rows.supervised)), card)
+    return setup.accum * timed.batch + timed.update
+
+
+def smallest(makes: Makes, method: Method, setup: Setup, rows: Rows) -> tuple[Card, Choice] | None:
+    """The smallest card that trains a method with no more given up than 16 bits of the base; None where no single card does."""
+    for one in CARDS:
+        found = fitting(makes, method, setup, rows, room(one.memory), one)
+        if found and not set(found.given_up) - {"the base in 4 bits"}:
+            return one, found
+    return None

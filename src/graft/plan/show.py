@@ -1,0 +1,142 @@
+"""A plan for the terminal: a table with a bar of memory for each method, the command that trains so, and the advice."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from graft.plan.advice import Situation, evidence, spoken, why_not
+from graft.plan.counts import BYTES, size
+from graft.plan.memory import PARTS, Memory
+from graft.plan.plan import Entry, Plan
+from graft.plan.search import room
+
+COLOURS = {
+    "weights": "blue",
+    "adapter": "green",
+    "gradients": "yellow",
+    "optimizer": "magenta",
+    "activations": "cyan",
+    "loss": "red",
+    "workspace": "bright_black",
+}
+COLUMNS = ("method", "trained", "adapter", "inference", "peak", "bar", "batch", "tokens/s", "hours", "with")
+NUMBERS = ("trained", "adapter", "peak", "batch", "tokens/s", "hours")
+TIMES, SPARED = ("tokens/s", "hours"), ("adapter", "inference", "tokens/s")
+ROOMY = 120  # columns of a terminal that has room for all of them
+WIDTH = 24  # cells of a bar
+FULL = "█"
+
+
+def bar(memory: Memory, scale: int, width: int = WIDTH) -> Text:
+    """A bar whose whole width is `scale` bytes, one colour a part."""
+    made, filled, done = Text(), 0, 0
+    for part in PARTS:
+        done += memory.parts[part]
+        upto = round(width * done / scale)
+        made.append(FULL * (upto - filled), COLOURS[part])
+        filled = max(filled, upto)
+    return made + Text("·" * (width - filled), "bright_black")
+
+
+def show(plan: Plan, console: Console, asked: str = "") -> None:
+    """Print a plan; `asked` is a method of which to say why it was not advised."""
+    console.print(Group(*renderables(plan, console.width >= ROOMY, asked)), highlight=False)
+
+
+def renderables(plan: Plan, roomy: bool = True, asked: str = "") -> Iterator[RenderableType]:
+    """What is printed, part by part; in a narrow terminal the table has fewer columns."""
+    yield Text(headline(plan), "bold")
+    yield Text(assumptions(plan), "bright_black")
+    yield table(plan, roomy)
+    yield Text("  ").join(Text.assemble((FULL, COLOURS[part]), f" {part}") for part in PARTS)
+    yield Text(f"\n{spoken(plan.advice)}", "bold")
+    yield from (Text(f"  {line}") for line in evidence(plan.advice.reasons))
+    yield from (Text(f"  But: {line}") for line in evidence(plan.advice.caveats))
+    yield from (Text(f"\n  {line}", "green") for line in commands(plan))
+    yield from refusals(plan)
+    if asked:
+        yield from answer(plan.situation, asked)
+
+
+def headline(plan: Plan) -> str:
+    """The model and the machine."""
+    where = f" on {plan.card.name}" if plan.card else ""
+    limit = f", {plan.memory / 1e9:g} GB of which {room(plan.memory) / 1e9:.1f} for tensors" if plan.memory else ""
+    return f"{plan.model}: {plan.parameters:,} parameters{where}{limit}"
+
+
+def assumptions(plan: Plan) -> str:
+    """What the numbers rest on."""
+    rows = plan.rows
+    said = f"{rows.count:,} rows" if rows.count else "Rows not known"
+    if rows.source:
+        said += f" of {rows.mean:.0f} tokens, the longest {rows.longest} ({rows.source})"
+    else:
+        said += f", taken as {rows.longest} tokens each"
+    known = "" if not plan.card or plan.card.measured else f" Times on {plan.card.name} are scaled from an H100's by the vendor's figures."
+    return f"{said}; updates of 16 rows, 3 epochs.{known}"
+
+
+def table(plan: Plan, roomy: bool = True) -> Table:
+    """One row a method; those of COLUMNS that say something here."""
+    made = Table(box=SIMPLE, padding=(0, 1, 0, 0))
+    left_out = (() if plan.card else TIMES) + (() if roomy else SPARED)
+    shown = [name for name in COLUMNS if name not in left_out]
+    for name in shown:
+        made.add_column("" if name == "bar" else name, justify="right" if name in NUMBERS else "left")
+    scale = scale_of(plan)
+    for each in plan.entries:
+        values = cells(each)
+        values["bar"] = bar(each.choice.memory, scale, WIDTH if roomy else WIDTH // 2) if each.choice else Text(values["with"], "red")
+        values["with"] = values["with"] if each.choice else ""
+        made.add_row(*(values[name] for name in shown))
+    return made
+
+
+def scale_of(plan: Plan) -> int:
+    """Bytes that a whole bar stands for: what there is room for, or else the largest peak."""
+    peaks = [each.choice.memory.peak for each in plan.entries if each.choice]
+    return room(plan.memory) if plan.memory else max(peaks, default=1)
+
+
+def cells(each: Entry) -> dict[str, Any]:
+    """One method's row, by column."""
+    one, choice = each.counted, each.choice
+    found: dict[str, Any] = dict.fromkeys(COLUMNS, "") | {"method": one.name}
+    if one.served is None:
+        return found | {"inference": "no place"}
+    cost = "merges" if one.merges else f"{one.positions} positions" if one.positions else one.served.latency
+    found |= {"trained": f"{one.trained:,}", "adapter": size(one.stored * BYTES), "inference": cost}
+    if choice is None:
+        return found | {"with": f"fits {each.card.name}" if each.card else "fits no single card"}
+    setup = choice.setup
+    return found | {
+        "peak": f"{choice.memory.peak / 1e9:.1f} GB",
+        "batch": f"{setup.batch}" + (f"×{setup.accum}" if setup.accum > 1 else ""),
+        "tokens/s": f"{each.tokens_per_second:,.0f}" if each.tokens_per_second else "–",
+        "hours": f"{each.hours:.1f}" if each.hours else "–",
+        "with": ", ".join([*(["checkpointing"] if setup.checkpointing else []), *choice.given_up]),
+    }
+
+
+def commands(plan: Plan) -> list[str]:
+    """How to train what is advised."""
+    first = {each.counted.name.split()[0]: each.command for each in reversed(plan.entries) if each.command}
+    return [first[name] for name in plan.advice.best if name in first]
+
+
+def refusals(plan: Plan) -> Iterator[Text]:
+    """Why a method has no place in the model, once for each reason."""
+    said = dict.fromkeys(f"{each.counted.name}: {each.counted.refused}" for each in plan.entries if each.counted.refused)
+    yield from (Text(line, "bright_black") for line in said)
+
+
+def answer(situation: Situation, method: str) -> Iterator[Text]:
+    """Why not a method."""
+    found = evidence(why_not(situation, method))
+    yield Text(f"\nWhy not {method}?", "bold")
+    yield from (Text(f"  {line}") for line in found or [f"{method} is what is advised."])
