@@ -28,6 +28,7 @@ SIGNATURES = {
     ],
     api.ContinuousBatchingManager.stop: ["block", "timeout", "keep_for_next_session", "hard_stop"],
     api.ContinuousBatchingManager._create_batch_processor: [],
+    api.ContinuousBatchingManager._handle_critical_error: ["error", "batch_processor"],
     api.ContinuousBatchProcessor.prepare_next_batch: [],
     api.OutputRouter.deliver: ["output"],
     api.OutputRouter.deliver_batch: ["outputs"],
@@ -98,7 +99,7 @@ def test_attributes_are_there(version):
     made = batching.Batching(tiny("llama", torch.float32), Silent(), batching.Room(cached=64, batch=16, requests=4))
     manager = made.manager
     assert hasattr(manager, names.wake)
-    assert manager.background_thread_status.fatal_error is None
+    assert manager._generation_thread is None
     processor = manager._create_batch_processor()
     assert hasattr(processor.cache, names.complete)
     inputs = processor.inputs_and_outputs

@@ -43,6 +43,7 @@ class Pack(nn.Module):
         super().__init__()
         self.spare: list[int] = []  # free columns
         self.columns: dict[int, list[int]] = {}  # by slot
+        self.holders: set[int] = set()  # the slots that are held, as the host knows them
         self.fields: frozenset[str] = frozenset()  # what any slot has ever had: what has no use is not computed
         for name in ROWS:
             self.register_buffer(name, None, persistent=False)
@@ -70,6 +71,7 @@ class Pack(nn.Module):
                 self.a[own] = form.a.to(self.A.dtype)
             self.of[own], self.act[own] = slot, CODES.index(form.act)
         self.held[slot] = True
+        self.holders.add(slot)
         self.fields |= frozenset(form.tensors()) | {form.act}
 
     def take(self, slot: int, A: Tensor, B: Tensor) -> Tensor:
@@ -113,6 +115,23 @@ class Pack(nn.Module):
             self.A[index], self.B[:, index], self.a[index], self.of[index], self.act[index] = 0, 0, 0, -1, 0
             self.spare = sorted(self.spare + own)
         self.held[slot] = False
+        self.holders.discard(slot)
+
+    def trim(self) -> bool:
+        """Give back columns where three of four are nobody's; whether any slot has a form here."""
+        used = [column for own in self.columns.values() for column in own]
+        if len(self.of) > 4 * len(used):
+            index = torch.tensor(used, dtype=torch.long, device=self.A.device)
+            self.A, self.B, self.a = self.A[index].clone(), self.B[:, index].clone(), self.a[index].clone()
+            self.of, self.act = self.of[index].clone(), self.act[index].clone()
+            place = {column: number for number, column in enumerate(used)}
+            self.columns = {slot: [place[column] for column in own] for slot, own in self.columns.items()}
+            self.spare = []
+        return bool(self.holders)
+
+    def state(self) -> tuple[object, ...]:
+        """What a recorded graph depends on: which tensors there are, where, and what is computed with them."""
+        return (*(0 if value is None else value.data_ptr() for value in (self.c, self.i, self.b, self.A, self.B, self.a)), self.fields)
 
     def has(self, name: str) -> bool:
         """Whether any slot has had this field (or this activation)."""

@@ -102,6 +102,19 @@ class Residents:
         for path in self.touched.pop(number, ()):
             self.wiring.slot(path).unload(number)
 
+    def trim(self) -> None:
+        """Give back the memory that no slot needs any more."""
+        for slot in self.wiring.slots.values():
+            slot.trim()
+
+    def state(self) -> tuple[object, ...]:
+        """What a recorded graph of the model depends on, beyond values: each pack's tensors and fields."""
+        return tuple(
+            (path, key, pack.state(), *slot.routed_twins)  # type: ignore[operator]
+            for path, slot in self.wiring.slots.items()
+            for key, pack in slot.packs.items()
+        )
+
     def widen(self, slots: int) -> None:
         """Make room for so many slots in every pack."""
         if slots <= self.slots:

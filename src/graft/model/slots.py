@@ -80,6 +80,7 @@ class Slot(nn.Module):
         self.packs = nn.ModuleDict()
         self.routed_twins: dict[int, nn.Module] = {}
         self.memo: tuple[Any, list[tuple[str, Affine]]] | None = None
+        self.ends = False  # whether the module is the model's head, which may run at chosen positions only
         self.group: Any = None  # the modules it runs fused with (graft.model.fused), and its place among them
         self.place = 0
 
@@ -127,8 +128,9 @@ class Slot(nn.Module):
         x = args[0] if args else next(iter(kwargs.values()))
         if self.lends is not None:
             self.lends.x = x
-        if self.routing.slots is not None:
-            return self.routed(inner, x, args, kwargs, self.routing.slots)
+        slots = self.routing.kept if self.ends and self.routing.kept is not None else self.routing.slots
+        if slots is not None:
+            return self.routed(inner, x, args, kwargs, slots)
         if self.group is not None:
             return self.group.output(self, x)
         twin = getattr(self, "twin", None)
@@ -193,6 +195,12 @@ class Slot(nn.Module):
         self.routed_twins.pop(number, None)
         for pack in self.packs.values():
             pack.free(number)  # type: ignore[operator]
+
+    def trim(self) -> None:
+        """Give back the memory that no slot needs any more."""
+        for key, pack in list(self.packs.items()):
+            if not pack.trim():  # type: ignore[operator]
+                del self.packs[key]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or cast everything, routed twins included, and forget the forms computed so far."""

@@ -30,6 +30,7 @@ class Wiring:
         if path not in self.slots:
             module = self.model.get_submodule(path)
             self.slots[path] = Slot(module, self.routing)
+            self.slots[path].ends = module is self.model.get_output_embeddings()
             if self.attached:
                 slots.attach(module, self.slots[path])
         return self.slots[path]

@@ -92,11 +92,6 @@ class Batching:
         if self.names.paged and str(self.model.config._attn_implementation) != self.attention:
             self.model.set_attn_implementation(self.attention)
 
-    def failure(self) -> str:
-        """Why the thread died; empty while it lives."""
-        error = self.manager.background_thread_status.fatal_error
-        return "" if error is None else f"{type(error).__name__}: {error}"
-
     def wake(self) -> None:
         """Let the thread look for work."""
         getattr(self.manager, self.names.wake).set()
@@ -147,6 +142,11 @@ class Manager(ContinuousBatchingManager):  # type: ignore[misc]
             wire(processor, self.batching, self.logit_processor)
         return processor
 
+    def _handle_critical_error(self, error: Exception, batch_processor: Any) -> None:
+        """The thread dies; the guest hears of it after its requests were failed."""
+        super()._handle_critical_error(error, batch_processor)
+        self.batching.guest.died(f"{type(error).__name__}: {error}")
+
 
 class Rows:
     """In the place of transformers' list of logits processors: rows of ours, and the choice of the next tokens."""
@@ -179,9 +179,9 @@ class Rows:
         return scores
 
     def sample(self, scores: Tensor, output_ids: Tensor) -> None:
-        """Write what was chosen into the output tensor [1 + outputs, width]."""
+        """Write what was chosen, [up to 1 + outputs, n], into the output tensor [1 + outputs, width]."""
         if self.chosen is not None:
-            output_ids[:, : self.chosen.shape[1]].copy_(self.chosen)
+            output_ids[: len(self.chosen), : self.chosen.shape[1]].copy_(self.chosen)
 
 
 class Router(OutputRouter):  # type: ignore[misc]
@@ -190,13 +190,13 @@ class Router(OutputRouter):  # type: ignore[misc]
     def __init__(self, batching: Batching) -> None:
         super().__init__()
         self.batching = batching
-        self.rows: dict[str, list[int]] = {}  # outputs of the last batch
+        self.rows: dict[str, Tensor] = {}  # outputs of the last batch
 
     def deliver(self, output: Any) -> None:
         """Hand one on."""
         if output.is_finished():
             self.batching.salts.pop(output.request_id, None)
-        row = self.rows.get(output.request_id, [])
+        row = self.rows.get(output.request_id)
         failed = str(output.error) if output.error is not None else ""
         self.batching.guest.deliver(output.request_id, output.generated_tokens, row, finished=output.is_finished(), error=failed)
 
@@ -233,7 +233,7 @@ def wire(processor: Any, batching: Batching, rows: Rows) -> None:
         pairs = getattr(inputs, "io_pairs", None)
         written = (inputs if pairs is None else pairs[inputs.current_pair].host_io).output_ids
         new = [one.state.request_id for one in done[0] if one.has_new_token]
-        processor.output_router.rows = dict(zip(new, written[1:, : len(new)].t().tolist(), strict=True))
+        processor.output_router.rows = dict(zip(new, written[1:, : len(new)].t().clone(), strict=True))
         return done
 
     def clear_cancelled_requests() -> list[Any]:

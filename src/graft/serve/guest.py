@@ -29,16 +29,19 @@ class Guest(Protocol):
         """Write rows [rows, width] (int32, on the host) for a batch. What is returned decides which CUDA graph may run it."""
 
     def choose(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """The next tokens, [1 + outputs, n] int32 whose first row they are, from logits [n, vocabulary] and their rows [rows, n]."""
+        """The next tokens from logits [n, vocabulary] and their rows [rows, n]: int32 [1, n], or more rows of outputs below."""
 
     def keys_values(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """The layer's new keys and values [1, heads, T, head dim], as they are to be cached."""
 
-    def deliver(self, name: str, tokens: list[int], row: list[int], *, finished: bool, error: str) -> None:
-        """All tokens of a request so far, and the outputs [outputs] that came with the last; or why it failed."""
+    def deliver(self, name: str, tokens: list[int], row: Tensor | None, *, finished: bool, error: str) -> None:
+        """All tokens of a request so far, and the outputs [outputs] that came with the last (int32, on the host); or why it failed."""
 
     def gone(self, name: str) -> None:
         """A cancelled request runs no longer."""
+
+    def died(self, reason: str) -> None:
+        """The engine's thread ended by an error; nothing runs any more."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,277 @@
+"""The floor: the engine's thread at work. Requests wait here for a slot of their adapter, run, and report to their callers.
+
+Between two batches, when nothing runs that could read a slot, jobs are done (adapters loaded and unloaded) and requests admitted: in the
+order they came, but that one whose adapter is in a slot already passes those that wait for one. A slot in use is never taken away, so
+that after `PATIENCE` requests have passed one, all others wait with it until a slot is free.
+"""
+
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graft.serve import sampling as draws
+from graft.serve.answers import CANCELLED, LENGTH, STOP, Event, Handle, Text
+from graft.serve.batching import Batching
+from graft.serve.gate import Gate, Needs
+from graft.serve.guest import Scheduled
+from graft.serve.sampling import Sampling
+from graft.serve.shelf import Entry, Slots
+
+PATIENCE = 32  # requests that may pass one that waits for a slot
+
+
+@dataclass(eq=False)
+class Ticket:
+    """One answer that is asked for: number `index` of its handle. `ids` [virtual + text]; `text`: where stop texts are looked for."""
+
+    name: str
+    ids: list[int]
+    entry: Entry | None
+    sampling: Sampling
+    seed: int
+    index: int
+    handle: Handle
+    ends: frozenset[int]
+    text: Text | None
+    seen: int = 0
+    passed: int = 0
+    closed: bool = False  # its caller expects no more
+    dropped: bool = False  # cancelled
+
+    @property
+    def what(self) -> str:
+        """The adapter and its methods, in words."""
+        return "the base" if self.entry is None else f"the adapter {self.entry.name!r} ({self.entry.methods})"
+
+    def tell(self, **event: Any) -> None:
+        """Report to the caller."""
+        if not self.closed:
+            self.handle.events.put(Event(self.index, **event))
+
+    def end(self, **event: Any) -> None:
+        """Report for the last time."""
+        self.tell(**event)
+        self.closed = True
+
+
+class Floor:
+    """A guest of the engine (graft.serve.guest.Guest)."""
+
+    rows, outputs = 1 + draws.ROWS, draws.OUTPUTS
+
+    def __init__(self, gate: Gate, slots: Slots, limit: int) -> None:
+        self.gate, self.slots, self.limit = gate, slots, limit
+        self.batching: Batching | None = None
+        self.lock = threading.Lock()
+        self.waiting: deque[Ticket] = deque()
+        self.running: dict[str, Ticket] = {}
+        self.jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self.draws = draws.Draws()
+        self.state: object = None
+        self.dead = ""
+
+    # for any thread
+
+    def enqueue(self, tickets: Sequence[Ticket]) -> None:
+        """Let requests wait for their turn."""
+        with self.lock:
+            self.waiting.extend(tickets)
+            for ticket in tickets:
+                if ticket.entry is not None:
+                    ticket.entry.waiting += 1
+        self.wake()
+
+    def drop(self, tickets: Sequence[Ticket]) -> None:
+        """Cancel requests, whether they wait or run."""
+        for ticket in tickets:
+            ticket.dropped = True
+            ticket.end(reason=CANCELLED)
+            if self.batching is not None:
+                self.batching.cancel(ticket.name)
+        self.wake()
+
+    def asked(self) -> list[Ticket]:
+        """All that wait or run."""
+        with self.lock:
+            return [*self.waiting, *list(self.running.values())]
+
+    def idle(self) -> bool:
+        """Whether there are none."""
+        return not self.asked()
+
+    def run(self, job: Callable[[], Any]) -> Any:
+        """What a job returns, done between two batches; or here, where no engine runs."""
+        done: Future[Any] = Future()
+        with self.lock:
+            inline = self.batching is None
+            if not inline:
+                self.jobs.append((job, done))
+        if inline:
+            with torch.inference_mode(False), torch.no_grad():
+                return job()
+        self.wake()
+        return done.result()
+
+    def wake(self) -> None:
+        """Let the engine's thread look for work."""
+        if self.batching is not None:
+            self.batching.wake()
+
+    # for the engine's thread
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def between(self) -> None:
+        """Do what must not happen while a batch runs."""
+        if self.batching is None or not (self.jobs or self.waiting):
+            return
+        with self.batching.stream:
+            while self.jobs:
+                job, done = self.jobs.popleft()
+                attempt(job, done)
+            self.admit()
+        state = self.slots.state()
+        if state != self.state:
+            self.batching.forget_graphs()
+            self.state = state
+
+    def admit(self) -> None:
+        """Start what can start; a request is always found among those that wait, or those that run."""
+        queue = list(self.waiting)
+        stuck: list[Ticket] = []
+        later: list[Ticket] = []
+        for ticket in queue:
+            full = len(self.running) >= self.limit or any(one.passed >= PATIENCE for one in stuck)
+            if ticket.dropped:
+                self.leave(ticket, "waiting")
+            elif full:
+                later.append(ticket)
+            elif not self.start(ticket):
+                stuck.append(ticket)
+                later.append(ticket)
+            else:
+                for one in stuck:
+                    one.passed += 1
+        with self.lock:
+            self.waiting = deque([*later, *itertools.islice(self.waiting, len(queue), None)])
+
+    def start(self, ticket: Ticket) -> bool:
+        """Hand a request to the engine; False where its adapter finds no slot."""
+        entry = ticket.entry
+        try:
+            if entry is not None and not self.slots.take(entry):
+                return False
+        except Exception as error:  # an adapter's folder may be gone: that is this request's fate, not the engine's
+            ticket.end(error=f"{ticket.what} cannot be brought to the device: {error}")
+            self.leave(ticket, "waiting")
+            return True
+        if entry is not None:
+            with self.lock:
+                entry.waiting, entry.running = entry.waiting - 1, entry.running + 1
+        self.running[ticket.name] = ticket
+        if self.batching is not None:
+            salt = b"" if entry is None else entry.digest
+            self.batching.add(ticket.name, ticket.ids, ticket.sampling.max_tokens, ticket.ends, salt)
+        return True
+
+    def fill(self, batch: Sequence[Scheduled], rows: Tensor) -> Hashable:
+        """Slots of tokens [0, T], and what requests ask of sampling."""
+        rows.zero_()
+        tickets = [self.running.get(one.name) for one in batch]
+        numbers = [0 if ticket is None or ticket.entry is None else ticket.entry.slot or 0 for ticket in tickets]
+        lengths = [one.length for one in batch]
+        rows[0, : sum(lengths)] = torch.repeat_interleave(torch.tensor(numbers, dtype=torch.int32), torch.tensor(lengths))
+        entries = [
+            (one, ticket.entry) for one, ticket in zip(batch, tickets, strict=True) if ticket is not None and ticket.entry is not None
+        ]
+        self.gate.needs = Needs(
+            adapters=any(numbers),
+            virtual=any(one.position - one.length < entry.virtual for one, entry in entries),
+            back=any(entry.unshifted for _, entry in entries),
+        )
+        asked = [
+            (Sampling(), 0, 0) if ticket is None else (ticket.sampling, ticket.seed, one.position)
+            for one, ticket in zip(batch, tickets, strict=True)
+            if one.new
+        ]
+        self.draws = draws.fill(asked, rows[1:])
+        return self.gate.needs, self.draws
+
+    def choose(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """The next tokens."""
+        return draws.choose(logits, rows[1:], self.draws)
+
+    def keys_values(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """With those of prefixes."""
+        return self.gate.keys_values(layer, keys, values)
+
+    def deliver(self, name: str, tokens: list[int], row: Tensor | None, *, finished: bool, error: str) -> None:
+        """Report new tokens."""
+        ticket = self.running.get(name)
+        if ticket is None:
+            return
+        if error:
+            ticket.end(error=f"a request for {ticket.what} failed: {error}")
+        for number in tokens[ticket.seen :]:
+            text = None if ticket.text is None else "" if number in ticket.ends else ticket.text.push(number)
+            ticket.tell(id=number, row=row, text=text)
+            if ticket.text is not None and ticket.text.ended and not ticket.closed:
+                ticket.end(reason=STOP, text="")
+                if not finished and self.batching is not None:
+                    self.batching.cancel(name)
+        ticket.seen = len(tokens)
+        if finished:
+            rest = None if ticket.text is None else ticket.text.rest()
+            ticket.end(reason=STOP if tokens and tokens[-1] in ticket.ends else LENGTH, text=rest)
+            self.leave(ticket, "running")
+
+    def gone(self, name: str) -> None:
+        """A cancelled request's slot is free of it."""
+        if name in self.running:
+            self.leave(self.running[name], "running")
+
+    def leave(self, ticket: Ticket, where: str) -> None:
+        """A request waits or runs no longer; the last of an adapter that was unloaded takes it along."""
+        self.running.pop(ticket.name, None)
+        entry = ticket.entry
+        if entry is not None:
+            with self.lock:
+                setattr(entry, where, getattr(entry, where) - 1)
+            if entry.retired and not entry.waiting and not entry.running:
+                self.jobs.append((lambda: self.vacate(entry), Future()))
+
+    def vacate(self, entry: Entry) -> None:
+        """Give back all that an unloaded adapter has."""
+        self.slots.leave(entry)
+        self.slots.residents.trim()
+        entry.prepared, entry.bytes = None, 0
+
+    def died(self, reason: str) -> None:
+        """Nothing runs any more: tell all who wait."""
+        with self.lock:
+            self.dead, self.batching = reason, None
+            left, jobs = [*self.waiting, *self.running.values()], [*self.jobs]
+            self.waiting.clear()
+            self.running.clear()
+            self.jobs.clear()
+        for ticket in left:
+            ticket.end(error=f"a request for {ticket.what} was not answered: {reason}")
+            if ticket.entry is not None:
+                ticket.entry.waiting = ticket.entry.running = 0
+        for job, done in jobs:
+            attempt(job, done)
+
+
+def attempt(job: Callable[[], Any], done: "Future[Any]") -> None:
+    """Do a job; an error is for who asked, not for the engine."""
+    try:
+        done.set_result(job())
+    except BaseException as error:
+        done.set_exception(error)

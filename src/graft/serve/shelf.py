@@ -1,0 +1,135 @@
+"""The shelf: adapters by name, in three tiers: a folder, host memory, a slot on the device.
+
+What is served is content: an entry's digest is the hash of all that its adapter holds, salts what its requests cache, and never changes. A
+name that is loaded again gets another entry, while requests of the one before run to their end. Forms are computed once, when an adapter
+comes into host memory; to put them into a slot is copying. Slots are few, and the one that was used longest ago is given to the next.
+"""
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from graft.adapter import Adapter
+from graft.errors import ServeError
+from graft.forms import Affine, Replacement, VirtualTokens, apart
+from graft.method import config, makes
+from graft.model.residents import Prepared, Residents
+from graft.serve.virtual import VirtualRows
+
+KEPT = ("c", "i")  # scales stay in master precision to the last
+
+
+@dataclass(eq=False)
+class Entry:
+    """One adapter as it is served. `waiting`, `running`: its requests; `retired`: no name leads to it any more."""
+
+    name: str
+    methods: str
+    digest: bytes
+    virtual: int
+    prepared: Prepared | None
+    folder: Path | None = None
+    bytes: int = 0
+    slot: int | None = None
+    waiting: int = 0
+    running: int = 0
+    retired: bool = False
+    unshifted: bool = False
+    used: int = 0
+
+
+def digest_of(adapter: Adapter) -> bytes:
+    """SHA-256 over methods, places and values."""
+    found = hashlib.sha256()
+    for method, _ in adapter.parts:
+        found.update(json.dumps(config(method), sort_keys=True).encode())
+    for number, name, value in adapter.walk():
+        found.update(f"{number} {name} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.digest()
+
+
+def methods_of(adapter: Adapter) -> str:
+    """The methods' names."""
+    return " + ".join(method.kind for method, _ in adapter.parts)
+
+
+def check_servable(adapter: Adapter, what: str, model: Any) -> None:
+    """Raise ServeError, naming adapter and method, where an adapter cannot share a batch."""
+    for method, _ in adapter.parts:
+        if makes(method) is Replacement:
+            raise ServeError(
+                f"{what} trains whole modules ({method.kind}), which cannot share a batch with others: graft.merge makes a model of it"
+            )
+        unshifted = makes(method) is VirtualTokens and not getattr(method, "shift", True)
+        if unshifted and getattr(model.config.get_text_config(), "sliding_window", None) is not None:
+            raise ServeError(f"{what} has a prefix without positions, which pages of a sliding window cannot hold")
+        if getattr(method, "into", "words") != "words":
+            raise ServeError(f"{what} has a prompt for the layers of an encoder, which generates nothing")
+
+
+def lean(prepared: Prepared, dtype: torch.dtype) -> Prepared:
+    """What was prepared as it waits in host memory: branches and shifts in the model's dtype, as slots hold them."""
+
+    def cut(form: Affine) -> Affine:
+        form = apart(form)
+        changed: dict[str, Any] = {name: value if name in KEPT else value.to(dtype) for name, value in form.tensors().items()}
+        return replace(form, **changed)
+
+    plan = {path: [(source, cut(form)) for source, form in forms] for path, forms in prepared.plan.items()}
+    return Prepared(plan, prepared.twins, prepared.virtual).mapped(lambda value: value.detach().cpu())
+
+
+def length_of(virtual: VirtualTokens | None) -> int:
+    """The number of virtual tokens."""
+    if virtual is None:
+        return 0
+    return virtual.kv.shape[2] if virtual.kv is not None else 0 if virtual.embeds is None else len(virtual.embeds)
+
+
+class Slots:
+    """The device's slots, 1 to `count`; slot 0 is the bare base. For the engine's thread."""
+
+    def __init__(self, residents: Residents, rows: VirtualRows, count: int, read: Callable[[Entry], Prepared]) -> None:
+        self.residents, self.rows, self.read = residents, rows, read
+        self.free = list(range(1, count + 1))
+        self.order: OrderedDict[Entry, None] = OrderedDict()  # the one used longest ago first
+        self.evictions = 0
+
+    def take(self, entry: Entry) -> bool:
+        """Give an entry a slot, if it has none; False where every slot is in use."""
+        if entry.slot is None:
+            if not self.free:
+                idle = next((other for other in self.order if not other.running), None)
+                if idle is None:
+                    return False
+                self.leave(idle)
+                self.evictions += 1
+            device = self.residents.model.device
+            prepared = self.read(entry).mapped(lambda value: value.to(device))
+            entry.slot = self.free.pop(0)
+            self.residents.put(entry.slot, prepared)
+            if prepared.virtual is not None:
+                self.rows.load(entry.slot, prepared.virtual)
+        self.order[entry] = None
+        self.order.move_to_end(entry)
+        return True
+
+    def leave(self, entry: Entry) -> None:
+        """Empty an entry's slot."""
+        if entry.slot is not None:
+            self.residents.empty(entry.slot)
+            self.rows.free(entry.slot)
+            self.free.insert(0, entry.slot)
+            entry.slot = None
+            self.order.pop(entry, None)
+
+    def state(self) -> tuple[object, ...]:
+        """What a recorded graph depends on."""
+        return self.residents.state(), self.rows.state()
