@@ -119,7 +119,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Event:
-    """What the engine reports of answer `index`: a token and its outputs, the text where it was made already, or an end."""
+    """What the engine reports of answer `index`: a token and its outputs, the text where it was made already, or an end; or scores."""
 
     index: int
     id: int = -1
@@ -127,6 +127,7 @@ class Event:
     text: str | None = None
     reason: str = ""
     error: str = ""
+    scored: Any = None
 
 
 class Handle:
@@ -157,6 +158,13 @@ class Handle:
                 raise ServeError(f"no whole answer within {timeout} seconds; cancel() ends the request") from error
         done = sum(len(answer.ids) for answer in self.answers)
         return Result(tuple(self.answers), Usage(self.spent.prompt, self.spent.virtual, done))
+
+    def scored(self) -> Any:
+        """The scores of a text, waited for."""
+        event = self.events.get()
+        if event.error:
+            raise ServeError(event.error)
+        return event.scored
 
     def take(self, event: Event) -> Token | None:
         """Add what the engine reported to the answer."""

@@ -13,8 +13,8 @@ Private parts move between transformers' minor versions: those that are known he
 """
 
 import math
-from collections.abc import Hashable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -117,6 +117,16 @@ class Batching:
         processor = self.manager.batch_processor
         compute = None if processor is None else processor.inputs_and_outputs.compute_stream
         return nullcontext() if compute is None else torch.cuda.stream(compute)
+
+    @contextmanager
+    def plain(self) -> Iterator[None]:
+        """Within it the model's attention is as it was, for a forward that is not the engine's. For the engine's thread."""
+        paged = str(self.model.config._attn_implementation)
+        self.model.set_attn_implementation(self.attention)
+        try:
+            yield
+        finally:
+            self.model.set_attn_implementation(paged)
 
     def salted(self, name: str, ids: Sequence[int]) -> list[int]:
         """The ids of a request as they are hashed: those of each page's length differ with the salt."""

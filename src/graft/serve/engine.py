@@ -11,9 +11,8 @@ for each token saying whose it is. Adapters wait in host memory until a request 
 
 import itertools
 import math
-import re
 import threading
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +24,17 @@ from graft.model.residents import Prepared, Residents
 from graft.model.wiring import Wiring
 from graft.serve.answers import Handle, Text, Usage
 from graft.serve.batching import Batching, minor
-from graft.serve.floor import Floor, Ticket
+from graft.serve.floor import Floor
 from graft.serve.gate import Gate
 from graft.serve.guest import Room
 from graft.serve.prompts import Prompt, ids_of, limits_of
 from graft.serve.sampling import Sampling
-from graft.serve.shelf import Entry, Slots, check_servable, digest_of, lean, length_of, methods_of
+from graft.serve.scoring import Scored
+from graft.serve.shelf import Entry, Served, Slots, check_name, check_servable, digest_of, lean, length_of, methods_of
+from graft.serve.ticket import Ticket
 from graft.serve.virtual import VirtualRows
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 GREEDY = Sampling()
-
-
-@dataclass(frozen=True)
-class Served:
-    """What is known of an adapter: `methods` and `virtual` tokens once it was read; `slot` while it is on the device."""
-
-    name: str
-    methods: str
-    virtual: int
-    bytes: int
-    slot: int | None
-    running: int
 
 
 class Engine:
@@ -68,7 +56,7 @@ class Engine:
         self.wiring.attach()
         self.gate = Gate(model, self.wiring.routing, self.rows)
         self.slots = Slots(self.residents, self.rows, slots, self.in_host)
-        self.floor = Floor(self.gate, self.slots, min(self.room.requests, self.room.batch))
+        self.floor = Floor(self.gate, self.slots, min(self.room.requests, self.room.batch), self.room.batch)
         self.folders: dict[str, Path] = {}
         self.entries: dict[str, Entry] = {}
         self.limits = limits_of(model, tokenizer, self.room.cached)
@@ -244,18 +232,13 @@ class Engine:
 
         Raises ServeError where the engine does not run, no adapter has the name, or the request cannot fit.
         """
-        if self.batching is None or self.floor.dead:
-            raise ServeError(f"the engine does not run: {self.floor.dead or 'start() it'}")
-        ids = ids_of(prompt, self.tokenizer)
         if sampling.stop and self.tokenizer is None:
             raise ServeError("stop texts need a tokenizer: Engine(model, tokenizer)")
+        ids = self.running_ids(prompt)
         with self.lock:
             entry = self.entry_of(adapter)
-            virtual = 0 if entry is None else entry.virtual
-            self.limits.check(ids, virtual, sampling.max_tokens, adapter)
-            handle = Handle(sampling, Usage(len(ids), virtual, 0), self.tokenizer, lambda: self.floor.drop(tickets))
-            whole = [self.gate.vocabulary + number for number in range(virtual)] + ids
-            ends = frozenset() if sampling.ignore_end else self.limits.ends
+            handle = Handle(sampling, Usage(len(ids), virtual_of(entry), 0), self.tokenizer, lambda: self.floor.drop(tickets))
+            whole, ends = self.whole(ids, entry, sampling.max_tokens), frozenset() if sampling.ignore_end else self.limits.ends
             tickets = [
                 Ticket(
                     str(next(self.numbers)), whole, entry, sampling, seed, index, handle, ends,
@@ -265,6 +248,36 @@ class Engine:
             ]  # fmt: skip
             self.floor.enqueue(tickets)
         return handle
+
+    def score(self, prompts: Sequence[Prompt], adapter: str | None = None, *, alternatives: int = 0) -> list[Scored]:
+        """How likely each token of each text is after those before it, with up to so many of the likeliest in its place.
+
+        Raises ServeError as `submit` does.
+        """
+        texts = [self.running_ids(prompt) for prompt in prompts]
+        with self.lock:
+            entry = self.entry_of(adapter)
+            tickets = [
+                Ticket(
+                    str(next(self.numbers)), self.whole(ids, entry, 0), entry, GREEDY, 0, 0,
+                    Handle(GREEDY, Usage(len(ids), virtual_of(entry), 0), None, lambda: None), frozenset(), None, alternatives,
+                )
+                for ids in texts
+            ]  # fmt: skip
+            self.floor.enqueue(tickets)
+        return [ticket.handle.scored() for ticket in tickets]
+
+    def running_ids(self, prompt: Prompt) -> list[int]:
+        """A prompt's ids, while the engine runs."""
+        if self.batching is None or self.floor.dead:
+            raise ServeError(f"the engine does not run: {self.floor.dead or 'start() it'}")
+        return ids_of(prompt, self.tokenizer)
+
+    def whole(self, ids: list[int], entry: Entry | None, new: int) -> list[int]:
+        """Ids with those of the adapter's virtual tokens before them, where so many new ones fit behind."""
+        virtual = virtual_of(entry)
+        self.limits.check(ids, virtual, new, "" if entry is None else entry.name)
+        return [self.limits.vocabulary + number for number in range(virtual)] + ids
 
     def entry_of(self, adapter: str | None) -> Entry | None:
         """The entry of a name, read now where it is only registered."""
@@ -279,7 +292,6 @@ class Engine:
         return entry
 
 
-def check_name(name: str) -> None:
-    """Raise ServeError unless a name is letters, digits, '.', '_' and '-'."""
-    if not NAME.fullmatch(name):
-        raise ServeError(f"{name[:200]!r} is no name for an adapter: up to 128 letters, digits, '.', '_' and '-', the first no sign")
+def virtual_of(entry: Entry | None) -> int:
+    """The number of virtual tokens before a text."""
+    return 0 if entry is None else entry.virtual

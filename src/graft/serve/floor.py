@@ -10,64 +10,31 @@ import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from graft.serve import sampling as draws
-from graft.serve.answers import CANCELLED, LENGTH, STOP, Event, Handle, Text
+from graft.serve.answers import CANCELLED, LENGTH, STOP
 from graft.serve.batching import Batching
 from graft.serve.gate import Gate, Needs
 from graft.serve.guest import Scheduled
 from graft.serve.sampling import Sampling
+from graft.serve.scoring import score
 from graft.serve.shelf import Entry, Slots
+from graft.serve.ticket import Ticket
 
 PATIENCE = 32  # requests that may pass one that waits for a slot
 
 
-@dataclass(eq=False)
-class Ticket:
-    """One answer that is asked for: number `index` of its handle. `ids` [virtual + text]; `text`: where stop texts are looked for."""
-
-    name: str
-    ids: list[int]
-    entry: Entry | None
-    sampling: Sampling
-    seed: int
-    index: int
-    handle: Handle
-    ends: frozenset[int]
-    text: Text | None
-    seen: int = 0
-    passed: int = 0
-    closed: bool = False  # its caller expects no more
-    dropped: bool = False  # cancelled
-
-    @property
-    def what(self) -> str:
-        """The adapter and its methods, in words."""
-        return "the base" if self.entry is None else f"the adapter {self.entry.name!r} ({self.entry.methods})"
-
-    def tell(self, **event: Any) -> None:
-        """Report to the caller."""
-        if not self.closed:
-            self.handle.events.put(Event(self.index, **event))
-
-    def end(self, **event: Any) -> None:
-        """Report for the last time."""
-        self.tell(**event)
-        self.closed = True
-
-
 class Floor:
-    """A guest of the engine (graft.serve.guest.Guest)."""
+    """A guest of the engine (graft.serve.guest.Guest): at most `limit` requests run, and texts of `budget` tokens are scored at a time."""
 
     rows, outputs = 1 + draws.ROWS, draws.OUTPUTS
 
-    def __init__(self, gate: Gate, slots: Slots, limit: int) -> None:
-        self.gate, self.slots, self.limit = gate, slots, limit
+    def __init__(self, gate: Gate, slots: Slots, limit: int, budget: int) -> None:
+        self.gate, self.slots, self.limit, self.budget = gate, slots, limit, budget
         self.batching: Batching | None = None
         self.lock = threading.Lock()
         self.waiting: deque[Ticket] = deque()
@@ -146,19 +113,22 @@ class Floor:
         """Start what can start; a request is always found among those that wait, or those that run."""
         queue = list(self.waiting)
         stuck: list[Ticket] = []
+        scores: list[Ticket] = []
         later: list[Ticket] = []
         for ticket in queue:
             full = len(self.running) >= self.limit or any(one.passed >= PATIENCE for one in stuck)
             if ticket.dropped:
                 self.leave(ticket, "waiting")
-            elif full:
+            elif full or (ticket.told is not None and scores and padded([*scores, ticket]) > self.budget):
                 later.append(ticket)
             elif not self.start(ticket):
                 stuck.append(ticket)
                 later.append(ticket)
             else:
+                scores += [ticket] if ticket.told is not None and ticket.name in self.running else []
                 for one in stuck:
                     one.passed += 1
+        self.score(scores)
         with self.lock:
             self.waiting = deque([*later, *itertools.islice(self.waiting, len(queue), None)])
 
@@ -176,10 +146,24 @@ class Floor:
             with self.lock:
                 entry.waiting, entry.running = entry.waiting - 1, entry.running + 1
         self.running[ticket.name] = ticket
-        if self.batching is not None:
+        if self.batching is not None and ticket.told is None:
             salt = b"" if entry is None else entry.digest
             self.batching.add(ticket.name, ticket.ids, ticket.sampling.max_tokens, ticket.ends, salt)
         return True
+
+    def score(self, tickets: list[Ticket]) -> None:
+        """Score texts in one forward."""
+        if not tickets or self.batching is None:
+            return
+        try:
+            found = score(self.gate, [one.text_to_score() for one in tickets], self.batching.plain())
+            for ticket, own in zip(tickets, found, strict=True):
+                ticket.end(scored=own)
+        except Exception as error:  # of memory, most likely: the engine goes on
+            for ticket in tickets:
+                ticket.end(error=f"a text for {ticket.what} could not be scored: {error}")
+        for ticket in tickets:
+            self.leave(ticket, "running")
 
     def fill(self, batch: Sequence[Scheduled], rows: Tensor) -> Hashable:
         """Slots of tokens [0, T], and what requests ask of sampling."""
@@ -267,6 +251,11 @@ class Floor:
                 ticket.entry.waiting = ticket.entry.running = 0
         for job, done in jobs:
             attempt(job, done)
+
+
+def padded(tickets: Sequence[Ticket]) -> int:
+    """How many tokens texts make, each as long as the longest."""
+    return len(tickets) * max(len(ticket.ids) for ticket in tickets)
 
 
 def attempt(job: Callable[[], Any], done: "Future[Any]") -> None:

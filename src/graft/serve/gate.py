@@ -6,6 +6,8 @@ tokens get what is theirs. All of that is left out where the batch needs none of
 nothing. No value is looked at on the host: a recorded CUDA graph serves every batch with the same needs.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -58,6 +60,16 @@ class Gate:
         if self.needs.back:
             changed["position_ids"] = (call["position_ids"] - self.rows.back[slots]).clamp_min(0)
         return args, call | changed
+
+    @contextmanager
+    def around(self, ids: Tensor, slots: Tensor) -> Iterator[dict[str, Tensor]]:
+        """The call of a plain forward of ids [rows, T] with a slot each, virtual ones included."""
+        where = torch.arange(ids.shape[1], device=ids.device).expand_as(ids) - self.rows.back[slots]
+        self.routing.slots, self.present = slots, Present(self.rows, ids, slots, self.vocabulary)
+        try:
+            yield {"input_ids": torch.where(ids >= self.vocabulary, 0, ids), "position_ids": where.clamp_min(0)}
+        finally:
+            self.routing.slots = self.present = None
 
     def leave(self, model: Any, args: tuple[Any, ...], out: Any) -> None:
         """After a forward: what is left here is no other's."""

@@ -18,7 +18,7 @@ class Limits:
     cached: int
     ends: frozenset[int]
 
-    def check(self, ids: list[int], virtual: int, new: int, adapter: str | None) -> None:
+    def check(self, ids: list[int], virtual: int, new: int, adapter: str) -> None:
         """Raise ServeError where a prompt with so many virtual tokens before and new ones after it cannot be answered."""
         if not ids:
             raise ServeError("a prompt has at least one token")

@@ -7,6 +7,7 @@ comes into host memory; to put them into a slot is copying. Slots are few, and t
 
 import hashlib
 import json
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from graft.method import config, makes
 from graft.model.residents import Prepared, Residents
 from graft.serve.virtual import VirtualRows
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 KEPT = ("c", "i")  # scales stay in master precision to the last
 
 
@@ -42,6 +44,18 @@ class Entry:
     retired: bool = False
     unshifted: bool = False
     used: int = 0
+
+
+@dataclass(frozen=True)
+class Served:
+    """What is known of an adapter: `methods` and `virtual` tokens once it was read; `slot` while it is on the device."""
+
+    name: str
+    methods: str
+    virtual: int
+    bytes: int
+    slot: int | None
+    running: int
 
 
 def digest_of(adapter: Adapter) -> bytes:
@@ -133,3 +147,9 @@ class Slots:
     def state(self) -> tuple[object, ...]:
         """What a recorded graph depends on."""
         return self.residents.state(), self.rows.state()
+
+
+def check_name(name: str) -> None:
+    """Raise ServeError unless a name is letters, digits, '.', '_' and '-'."""
+    if not NAME.fullmatch(name):
+        raise ServeError(f"{name[:200]!r} is no name for an adapter: up to 128 letters, digits, '.', '_' and '-', the first no sign")

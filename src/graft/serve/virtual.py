@@ -87,24 +87,24 @@ class VirtualRows:
 
 
 class Present:
-    """The virtual tokens of one batch: which of its tokens [1, T] they are, and their rows [T]."""
+    """The virtual tokens among ids [rows, T]: which they are, and where theirs lie."""
 
     def __init__(self, rows: VirtualRows, ids: Tensor, slots: Tensor, vocabulary: int) -> None:
         virtual = ids >= vocabulary
-        self.own = rows.where[slots, (ids - vocabulary).clamp(0, rows.where.shape[1] - 1).long()][0]
+        self.own = rows.where[slots, (ids - vocabulary).clamp(0, rows.where.shape[1] - 1).long()]
         self.caches, self.embeds = virtual & rows.caches[slots], virtual & rows.embeds[slots]
         self.kv, self.embeddings = rows.kv.value, rows.embeddings.value
 
     def embedded(self, out: Tensor) -> Tensor:
-        """The embeddings' output [1, T, d] with those of prompts."""
+        """The embeddings' output [rows, T, d] with those of prompts."""
         if self.embeddings is None:
             return out
-        return torch.where(self.embeds[..., None], self.embeddings[self.own * self.embeds[0]], out)
+        return torch.where(self.embeds[..., None], self.embeddings[self.own * self.embeds], out)
 
     def keys_values(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """A layer's keys and values [1, heads, T, head dim] with those of prefixes."""
+        """A layer's keys and values [rows, heads, T, head dim] with those of prefixes."""
         if self.kv is None:
             return keys, values
-        given = self.kv[layer][:, self.own * self.caches[0]].transpose(1, 2)[:, None]
+        given = self.kv[layer][:, self.own * self.caches].transpose(2, 3)
         here = self.caches[:, None, :, None]
         return torch.where(here, given[0], keys), torch.where(here, given[1], values)
