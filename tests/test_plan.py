@@ -22,6 +22,7 @@ from graft.plan.memory import PARTS
 from graft.plan.rows import Rows, rows_of
 from graft.plan.search import room
 from graft.plan.setup import Setup
+from graft.plan.show import duration
 from graft_rows import write_rows
 
 DOCS = Path(__file__).parent.parent
@@ -198,7 +199,7 @@ def printed(found, width=160, asked=""):
     return console.export_text()
 
 
-@pytest.mark.parametrize("width", [80, 160])
+@pytest.mark.parametrize("width", [80, 120, 140, 170])
 def test_the_terminal_has_a_line_a_method_and_bars_that_fill_the_room(tight, width):
     text = printed(tight, width, "dora")
     for name in FEW:
@@ -206,12 +207,16 @@ def test_the_terminal_has_a_line_a_method_and_bars_that_fill_the_room(tight, wid
         assert len(line) <= width
         if name != "full":
             filled, left = line.count("█"), line.count("·")
-            assert filled + left == (24 if width == 160 else 12)
+            assert filled + left == (24 if width > 130 else 12)
             peak = by_name(tight)[name].choice.memory.peak
             assert filled / (filled + left) == pytest.approx(peak / room(16 * 10**9), abs=0.05)
     assert "fits H200" in text
     assert "Why not dora?" in text
     assert "scaled from an H100's" in " ".join(text.split())
+
+
+def test_times_are_said_in_units_that_fit_them():
+    assert [duration(hours) for hours in (0.001, 0.5, 3.25, 72)] == ["1 min", "30 min", "3.2 h", "3.0 days"]
 
 
 def test_the_page_says_the_same_and_escapes_what_it_is_given(tight):

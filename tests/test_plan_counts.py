@@ -107,6 +107,9 @@ def test_what_serving_costs_follows_from_the_forms():
     assert found["full"].latency == "own"
     flat, through = (one.served for one in counts(llama(), {"flat": Prefix(n=20), "through": Prefix(n=20, mlp=512)}))
     assert flat == through  # an MLP is dropped when training ends
+    assert all(one.shares for one in found.values())
+    alone = [one.name for one in counts(transformers.BertConfig(), USUAL) if one.served and not one.served.shares]
+    assert alone == ["prompt n=20"]
 
 
 def test_a_name_of_the_plan_is_what_the_command_line_takes():

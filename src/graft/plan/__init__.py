@@ -2,7 +2,7 @@
 
 from graft.plan.advice import NEEDS, advise, why_not
 from graft.plan.cards import CARDS, Card, bytes_of, named
-from graft.plan.counts import Counted, counts, table
+from graft.plan.counts import Counted, counts
 from graft.plan.page import page
 from graft.plan.plain import plain
 from graft.plan.plan import Entry, Plan, plan
@@ -34,6 +34,5 @@ __all__ = [
     "plan_and_show",
     "served",
     "show",
-    "table",
     "why_not",
 ]

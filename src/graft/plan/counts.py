@@ -8,9 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.box import SIMPLE
-from rich.table import Table
-
 from graft import adapter as adapters
 from graft.errors import TargetError
 from graft.method import Method
@@ -79,22 +76,6 @@ def show(value: object) -> str:
     """A field's value, short."""
     text = "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
     return (text or "default") if len(text) <= 24 else text[:21] + "..."
-
-
-def table(name: str, found: list[Counted]) -> Table:
-    """The counts as a table for the terminal."""
-    base = found[0].base if found else 0
-    made = Table(title=f"{name}: {base:,} parameters", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
-    columns = ("method", "trained", "of base", "adapter", "one more", "inference")
-    for column in columns:
-        made.add_column(column, justify="left" if column in ("method", "inference") else "right")
-    for one in found:
-        if one.served is None:
-            made.add_row(one.name, *["-"] * (len(columns) - 2), f"no: {one.refused}")
-            continue
-        cost = "merges" if one.merges else f"{one.positions} positions" if one.positions else one.served.latency
-        made.add_row(one.name, f"{one.trained:,}", f"{one.share:.3%}", size(one.stored * BYTES), size(one.served.bytes), cost)
-    return made
 
 
 def size(number: float) -> str:

@@ -31,7 +31,8 @@ LATENCY = {
 @dataclass(frozen=True)
 class Served:
     """One adapter beside the base. `latency` is a key of `LATENCY`, unmerged, and `merges` whether merging takes it away; `products` and
-    `flops` are added for each token; `positions` are lost to the context; `bytes` is what one more adapter holds in `bits`-bit values.
+    `flops` are added for each token; `positions` are lost to the context; `bytes` is what one more adapter holds in `bits`-bit values, and
+    `shares` whether its rows may stand in a batch with those of others.
     """
 
     latency: str
@@ -41,6 +42,7 @@ class Served:
     positions: int
     bytes: int
     bits: int = 16
+    shares: bool = True
 
     @property
     def words(self) -> str:
@@ -73,7 +75,13 @@ def served(model: Any, method: Method, sites: Sequence[Site], bits: int = 16) ->
     positions = sum(virtual(form) for _, form in made)
     held = sum(values(model, form, kept.shapes(site)) for site, form in made)
     merges = not positions and not any(isinstance(form, Affine) and site.role in SUBLAYERS for site, form in made)
-    return Served(slowest, merges, products, sum(flops(form) for _, form in made), positions, held * bits // 8, bits)
+    alone = any(isinstance(form, VirtualTokens) and form.embeds is not None for _, form in made) and not causal(model)
+    return Served(slowest, merges, products, sum(flops(form) for _, form in made), positions, held * bits // 8, bits, not alone)
+
+
+def causal(model: Any) -> bool:
+    """Whether every attention of the model is causal: only there a prompt has keys and values of its own (graft.model.routes)."""
+    return all(getattr(module, "is_causal", True) for module in families.attention_modules(model))
 
 
 def latency(site: Site, form: Form) -> str:

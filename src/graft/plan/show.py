@@ -23,10 +23,11 @@ COLOURS = {
     "loss": "red",
     "workspace": "bright_black",
 }
-COLUMNS = ("method", "trained", "adapter", "inference", "peak", "bar", "batch", "tokens/s", "hours", "with")
-NUMBERS = ("trained", "adapter", "peak", "batch", "tokens/s", "hours")
-TIMES, SPARED = ("tokens/s", "hours"), ("adapter", "inference", "tokens/s")
-ROOMY = 120  # columns of a terminal that has room for all of them
+COLUMNS = ("method", "trained", "of base", "adapter", "one more", "inference", "peak", "bar", "batch", "tokens/s", "time", "with")
+NUMBERS = ("trained", "of base", "adapter", "one more", "peak", "batch", "tokens/s", "time")
+TIMES = ("tokens/s", "time")
+SPARED = {130: ("adapter", "inference", "tokens/s"), 165: ("of base", "one more")}
+"""What a terminal of fewer columns leaves out."""
 WIDTH = 24  # cells of a bar
 FULL = "█"
 
@@ -44,14 +45,14 @@ def bar(memory: Memory, scale: int, width: int = WIDTH) -> Text:
 
 def show(plan: Plan, console: Console, asked: str = "") -> None:
     """Print a plan; `asked` is a method of which to say why it was not advised."""
-    console.print(Group(*renderables(plan, console.width >= ROOMY, asked)), highlight=False)
+    console.print(Group(*renderables(plan, console.width, asked)), highlight=False)
 
 
-def renderables(plan: Plan, roomy: bool = True, asked: str = "") -> Iterator[RenderableType]:
-    """What is printed, part by part; in a narrow terminal the table has fewer columns."""
+def renderables(plan: Plan, width: int, asked: str = "") -> Iterator[RenderableType]:
+    """What is printed, part by part, in a terminal of so many columns."""
     yield Text(headline(plan), "bold")
     yield Text(assumptions(plan), "bright_black")
-    yield table(plan, roomy)
+    yield table(plan, width)
     yield Text("  ").join(Text.assemble((FULL, COLOURS[part]), f" {part}") for part in PARTS)
     yield Text(f"\n{spoken(plan.advice)}", "bold")
     yield from (Text(f"  {line}") for line in evidence(plan.advice.reasons))
@@ -81,17 +82,18 @@ def assumptions(plan: Plan) -> str:
     return f"{said}; updates of 16 rows, 3 epochs.{known}"
 
 
-def table(plan: Plan, roomy: bool = True) -> Table:
+def table(plan: Plan, width: int) -> Table:
     """One row a method; those of COLUMNS that say something here."""
     made = Table(box=SIMPLE, padding=(0, 1, 0, 0))
-    left_out = (() if plan.card else TIMES) + (() if roomy else SPARED)
+    left_out = {*(() if plan.card else TIMES), *(name for least, names in SPARED.items() if width < least for name in names)}
     shown = [name for name in COLUMNS if name not in left_out]
+    cells_of_bar = WIDTH if "inference" in shown else WIDTH // 2
     for name in shown:
         made.add_column("" if name == "bar" else name, justify="right" if name in NUMBERS else "left")
     scale = scale_of(plan)
     for each in plan.entries:
         values = cells(each)
-        values["bar"] = bar(each.choice.memory, scale, WIDTH if roomy else WIDTH // 2) if each.choice else Text(values["with"], "red")
+        values["bar"] = bar(each.choice.memory, scale, cells_of_bar) if each.choice else Text(values["with"], "red")
         values["with"] = values["with"] if each.choice else ""
         made.add_row(*(values[name] for name in shown))
     return made
@@ -110,7 +112,8 @@ def cells(each: Entry) -> dict[str, Any]:
     if one.served is None:
         return found | {"inference": "no place"}
     cost = "merges" if one.merges else f"{one.positions} positions" if one.positions else one.served.latency
-    found |= {"trained": f"{one.trained:,}", "adapter": size(one.stored * BYTES), "inference": cost}
+    found |= {"trained": f"{one.trained:,}", "of base": f"{one.share:.3%}", "inference": cost}
+    found |= {"adapter": size(one.stored * BYTES), "one more": size(one.served.bytes)}
     if choice is None:
         return found | {"with": f"fits {each.card.name}" if each.card else "fits no single card"}
     setup = choice.setup
@@ -118,9 +121,16 @@ def cells(each: Entry) -> dict[str, Any]:
         "peak": f"{choice.memory.peak / 1e9:.1f} GB",
         "batch": f"{setup.batch}" + (f"×{setup.accum}" if setup.accum > 1 else ""),
         "tokens/s": f"{each.tokens_per_second:,.0f}" if each.tokens_per_second else "–",
-        "hours": f"{each.hours:.1f}" if each.hours else "–",
+        "time": duration(each.hours) if each.hours else "–",
         "with": ", ".join([*(["checkpointing"] if setup.checkpointing else []), *choice.given_up]),
     }
+
+
+def duration(hours: float) -> str:
+    """Hours, to read: minutes below two hours, days from two days on."""
+    if hours < 2:
+        return f"{max(60 * hours, 1):.0f} min"
+    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
 
 
 def commands(plan: Plan) -> list[str]:
