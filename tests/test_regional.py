@@ -16,7 +16,7 @@ from test_laws import shake
 from tiny import CONFIGS, ENCODERS, MODELS, inputs, tiny
 
 LENGTHS = (8, 16, 24, 32, 40, 48, 56, 64, 72, 80)
-CASES = [("llama", setting) for setting in ("lora", "dora", "ia3", "pfeiffer", "bias", "last", "prefix", "prompt")]
+CASES = [("llama", setting) for setting in ("lora", "dora", "ia3", "pfeiffer", "bias", "last", "norm", "full", "prefix", "prompt")]
 CASES += [("gpt2", "lora"), ("gemma2", "dora"), ("bert", "ia3"), ("qwen3", "prefix")]
 
 
@@ -52,7 +52,7 @@ def test_two_graphs_a_kind_of_block_serve_every_length(counting, name, setting):
     backend, graphs = counting
     host, lengths = adapted(name, setting), LENGTHS[:4] if name == "gpt2" else LENGTHS[:6]
     plain = [step(host, name, length) for length in lengths]
-    kinds = 2 if setting != "prompt" else 1  # the first block's input needs no gradient, but where what enters it is trained
+    kinds = 2 if setting not in ("prompt", "full") else 1  # the first block's input needs no gradient, but where what enters it is trained
     with regional(host.model, backend=backend, strict=True) as made:
         for length, expected in zip(lengths, plain, strict=True):
             near(step(host, name, length), expected)

@@ -5,6 +5,7 @@ dtype, so that the module's own forward (a scaled embedding's, a norm's) runs un
 """
 
 import copy
+import functools
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +27,8 @@ def twin_of(module: Any, tensors: dict[str, Tensor], dtype: torch.dtype) -> Any:
     device = next(module.parameters(recurse=False)).device
     for name, value in tensors.items():
         shell._parameters[name] = nn.Parameter(value.to(device, dtype).clone())
-    shell.__class__ = twin_class(type(shell), tuple(tensors))
+    cls: Any = type(shell)
+    shell.__class__ = twin_class(cls, tuple(tensors))
     return shell
 
 
@@ -42,7 +44,8 @@ def shared(module: Any, twin: Any) -> Any:
     shell = emptied(module)
     shell.compute = twin.compute
     shell._parameters.update({name: twin._parameters[name] for name in shell._parameters if name in twin._parameters})
-    shell.__class__ = twin_class(type(shell), tuple(name for name, value in shell._parameters.items() if value is not None))
+    cls: Any = type(shell)
+    shell.__class__ = twin_class(cls, tuple(name for name, value in shell._parameters.items() if value is not None))
     return shell
 
 
@@ -65,6 +68,7 @@ def dense_shell(module: Any) -> nn.Module:
     return nn.Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
 
 
+@functools.cache  # a compiler tells blocks apart by their modules' classes
 def twin_class(cls: Any, names: tuple[str, ...]) -> Any:
     """The subclass whose parameters `names` read in the compute dtype."""
 
