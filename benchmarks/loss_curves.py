@@ -9,8 +9,8 @@ The rows, their order and the initial tensors are the same in all ways, so that 
     accumulated    the reference, each step in two halves whose gradients are added: another order of the same sums
     float32        the reference in float32: what bfloat16 itself does to a curve
 
-The last two are the measure of the second: training multiplies the smallest differences, and two curves can agree no better than
-these do. Each run is a process of its own; `--workers` of them share the cards; runs that the output already has are not run again.
+The last two are the measure of the second: training multiplies the smallest differences (steps.agreement says how they are compared).
+Each run is a process of its own; `--workers` of them share the cards; runs that the output already has are not run again.
 """
 
 import argparse

@@ -1,12 +1,21 @@
-"""How far training curves lie apart: smoothed over a window, relative to the reference, at worst, on average, and at the end."""
+"""How far training curves lie apart: the mean relative difference of two training losses, each smoothed over a window.
+
+Curves that differ by rounding alone drift apart, as far as they please. So what counts is not how far the fast way is from the
+reference but whether it is farther from the other ways than they are from each other: if it computes the same, it is one of them, and
+
+    ratio = mean distance of the fast way from the others / mean distance of the others among themselves
+
+lies about 1. The tolerance: at most `EACH` for a method, and `ALL` on average over the methods.
+"""
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 WINDOW = 20
-REFERENCE = "reference"
-WAYS = (REFERENCE, "fast", "accumulated", "float32")
-CONTROLS = WAYS[2:]
+REFERENCE, FAST = "reference", "fast"
+WAYS = (REFERENCE, FAST, "accumulated", "float32")
+EACH, ALL = 2.0, 1.2
 
 
 def smoothed(losses: Sequence[float], window: int = WINDOW) -> list[float]:
@@ -15,28 +24,40 @@ def smoothed(losses: Sequence[float], window: int = WINDOW) -> list[float]:
     return [sum(losses[end - size : end]) / size for end in range(size, len(losses) + 1)]
 
 
-def apart(one: Mapping[str, Any], reference: Mapping[str, Any]) -> tuple[float, float, float]:
-    """Largest and mean relative difference of the smoothed training losses, and that of the last validation losses."""
-    pairs = list(zip(smoothed(one["losses"]), smoothed(reference["losses"]), strict=True))
-    differences = [abs(a - b) / b for a, b in pairs]
-    end = abs(one["validation_loss"] - reference["validation_loss"]) / reference["validation_loss"]
-    return max(differences), sum(differences) / len(differences), end
+def apart(one: Sequence[float], other: Sequence[float]) -> float:
+    """The mean difference of two curves of losses, relative to their mean."""
+    pairs = list(zip(smoothed(one), smoothed(other), strict=True))
+    return sum(2 * abs(a - b) / (a + b) for a, b in pairs) / len(pairs)
+
+
+def distances(curves: Mapping[str, Sequence[float]]) -> tuple[float, float]:
+    """The mean distance of the fast way from the others, and that of the others among themselves."""
+    found: dict[bool, list[float]] = {True: [], False: []}
+    for one, other in combinations(curves, 2):
+        found[FAST in (one, other)].append(apart(curves[one], curves[other]))
+    return sum(found[True]) / len(found[True]), sum(found[False]) / len(found[False])
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One line a method: the fast way and the controls against the reference, and whether the fast way is as near as they are.
-
-    It is where its mean difference is at most the larger of theirs.
-    """
-    curves = {(record["method"], record["way"]): record for record in records}
-    lines = ["| method | validation loss | fast | accumulated | float32 | as near as the controls |", "|---|---:|---:|---:|---:|---|"]
-    for method in dict.fromkeys(record["method"] for record in records):
-        reference = curves.get((method, REFERENCE))
-        if reference is None:
-            continue
-        found = {way: apart(curves[method, way], reference) for way in WAYS[1:] if (method, way) in curves}
-        said = [" / ".join(f"{value:.2%}" for value in found[way]) if way in found else "–" for way in WAYS[1:]]
-        controls = [found[way][1] for way in CONTROLS if way in found]
-        verdict = "–" if "fast" not in found or not controls else "yes" if found["fast"][1] <= max(controls) else "**no**"
-        lines.append(f"| {method} | {reference['validation_loss']:.4f} | {' | '.join(said)} | {verdict} |")
+    """A line a method that has all ways, with the validation loss of each, and a last line for all methods."""
+    methods: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for record in records:
+        methods.setdefault(record["method"], {})[record["way"]] = record
+    heads = ["method", *(f"validation loss, {way}" for way in WAYS), "fast from the others", "the others among themselves", "ratio"]
+    lines, ratios = [f"| {' | '.join(heads)} |", "| --- |" + " ---: |" * (len(heads) - 1)], []
+    for method, ways in methods.items():
+        ends = [f"{ways[way]['validation_loss']:.4f}" if way in ways else "–" for way in WAYS]
+        said = ["–"] * 3
+        if set(ways) == set(WAYS):
+            ours, others = distances({way: ways[way]["losses"] for way in WAYS})
+            ratios.append(ours / others)
+            said = [f"{ours:.1%}", f"{others:.1%}", marked(ours / others, EACH)]
+        lines.append(f"| {method} | {' | '.join([*ends, *said])} |")
+    if ratios:
+        lines.append("| all |" + " – |" * 6 + f" {marked(sum(ratios) / len(ratios), ALL)} |")
     return lines
+
+
+def marked(ratio: float, most: float) -> str:
+    """A ratio, loud where it is beyond the tolerance."""
+    return f"{ratio:.2f}" if ratio <= most else f"**{ratio:.2f}**"
