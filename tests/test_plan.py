@@ -106,6 +106,9 @@ def test_data_gives_the_lengths(tmp_path, tiny_llama, tiny_tokenizer):
     assert found.rows.mean <= found.rows.longest == found.entries[0].choice.setup.tokens
     assert found.situation.examples == 24
     assert found.entries[0].command.startswith(f"graft train --model {tmp_path} --data {tmp_path / 'rows.jsonl'} --method lora --set r=8")
+    setup = found.entries[0].choice.setup
+    assert setup.supervised * setup.tokens == pytest.approx(found.rows.answer)
+    assert 0 < found.rows.answer < setup.tokens
     assert plan(str(tmp_path), data=str(tmp_path / "rows.jsonl"), examples=7, methods={"l r=8": LoRA()}).rows.count == 7
     bare = tmp_path / "bare"
     llama().save_pretrained(bare)

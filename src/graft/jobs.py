@@ -102,7 +102,7 @@ def train_job(job: TrainJob, console: Console) -> Path:
         console.print(f"Stopped ({stop}); nothing was saved.", highlight=False)
         raise
     except torch.OutOfMemoryError as error:
-        raise TrainingError(too_small(job, loaded.model, method, [len(example.ids) for example in examples.examples])) from error
+        raise TrainingError(too_small(job, loaded.model, method, examples.examples)) from error
     proof = untouched(loaded.model, before)
     say(console, *result.notes)
     adapted.save(folder := Path(job.output_dir), tokenizer=loaded.tokenizer)
@@ -121,11 +121,14 @@ def train_job(job: TrainJob, console: Console) -> Path:
     return folder
 
 
-def too_small(job: TrainJob, model: Any, method: Method, lengths: Sequence[int]) -> str:
-    """What to say when the model's card was too small for a job on rows of these lengths: the plan, what was held, and what fits."""
-    tokens = min(max(lengths), job.max_length)
+def too_small(job: TrainJob, model: Any, method: Method, examples: Sequence[data.Example]) -> str:
+    """What to say when the model's card was too small for a job on these examples: the plan, what was held, and what fits."""
+    lengths = [len(example.ids) for example in examples]
+    tokens, answer = max(lengths), max(example.trained for example in examples)
     compiled = job.compile == "on" or (job.compile == "auto" and pays(model, round(job.epochs * sum(lengths))))
-    setup = Setup(job.batch_size, tokens, job.grad_accum, job.checkpointing, job.nf4, job.optimizer, compiled=compiled)
+    setup = Setup(
+        job.batch_size, tokens, job.grad_accum, job.checkpointing, job.nf4, job.optimizer, compiled=compiled, supervised=answer / tokens
+    )
     held, card = torch.cuda.max_memory_allocated(model.device), torch.cuda.get_device_properties(model.device).total_memory
     name = " ".join([job.method, *job.set])
     return after_oom(model.config, name, method, setup, lengths, card=card, held=held, model=job.model, source=job.data)

@@ -66,8 +66,8 @@ def memory(job: Job) -> Memory:
     states, early = trained.states(job.every, setup.optimizer), gradients if setup.accum > 1 else 0
     libraries = WORKSPACE + (REPLAYED if margins else 0)
     frozen = not any(site.role == "head" or (facts.tied and site.role == "embedding") for site, _ in job.forms)
-    final = final_norm(facts, setup) * positions
-    moments = [Memory(*always, early, states, sum(stored) + final, loss.held(facts, setup, frozen=frozen), libraries, "loss")]
+    final, copies = final_norm(facts, setup) * positions, copied(job)
+    moments = [Memory(*always, early, states, sum(stored) + final + copies, loss.held(facts, setup, frozen=frozen), libraries, "loss")]
     (whole, done), largest = by_block(job), cast(job)
     working_on, dense = working(job) * positions, weights.unpacked(facts, job.forms, setup)
     below = sum(stored)
@@ -76,7 +76,7 @@ def memory(job: Job) -> Memory:
             break
         below -= stored[number]
         room, name = libraries + dense + 2 * largest[number], f"backward of block {number}"
-        moments.append(Memory(*always, max(early, done), states, below + kept[number], 0, room + working_on, name))
+        moments.append(Memory(*always, max(early, done), states, below + kept[number] + copies, 0, room + working_on, name))
         done += whole[number]
         moments.append(Memory(*always, max(early, done), states, below + facts.width * setup.bytes * positions, 0, room, name))
     if setup.optimizer:
@@ -113,6 +113,12 @@ def working(job: Job) -> int:
     inner = any(isinstance(form, Affine) and form.A is not None and site.role == "down" for site, form in job.forms)
     wide = 3 if job.facts.gated else 2
     return job.setup.bytes * ((wide + inner) * job.facts.inner + 2 * job.facts.width)
+
+
+def copied(job: Job) -> int:
+    """Bytes of trained modules in the base's dtype that are kept for the backward pass: a compiled block makes them again."""
+    kept = [site for site, form in job.forms if isinstance(form, Replacement) and (site.layer is None or not job.setup.compiled)]
+    return sum(trained.masters(job.shapes[site].values()) for site in kept) // trained.MASTER * job.setup.bytes
 
 
 def cast(job: Job) -> list[int]:

@@ -40,8 +40,9 @@ def after_oom(
 ) -> str:
     """What to say after an out-of-memory: plan against actual, and the next way to train that fits.
 
-    `config` is the transformers config, `name` the method's on the command line, `setup` what was tried, `lengths` the rows' in tokens;
-    `card` are the bytes that the card has, `held` those that tensors had at most; `model` and `source` as the command line named them.
+    `config` is the transformers config, `name` the method's on the command line, `setup` what was tried (its `supervised` of the longest
+    answer), `lengths` the rows' in tokens; `card` are the bytes that the card has, `held` those that tensors had at most; `model` and
+    `source` as the command line named them.
     """
     empty = skeleton(config)
     sites = families.sites(empty)
@@ -50,7 +51,7 @@ def after_oom(
         return job(empty, sites, method, setup)
 
     said = memory(makes(method, setup))
-    rows = Rows(len(lengths), tuple(sorted(lengths)), source=source)
+    rows = Rows(len(lengths), tuple(sorted(lengths)), setup.supervised, round(setup.supervised * setup.tokens), source)
     limit = min(room(card), round(LESS * said.peak))
     found = fitting(makes, method, setup, rows, limit, None)
     against = (

@@ -37,6 +37,10 @@ class Rows:
         """Tokens of a row."""
         return sum(self.lengths) / len(self.lengths)
 
+    def trained(self, most: int) -> float:
+        """The largest share of positions that a batch of rows cut at `most` can train on: every row has the longest answer."""
+        return min(1.0, self.answer / most) if self.source else 1.0
+
     def share(self, part: float) -> int:
         """The length that this part of the rows does not exceed."""
         return self.lengths[min(int(part * len(self.lengths)), len(self.lengths) - 1)]

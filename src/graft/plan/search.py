@@ -94,6 +94,7 @@ def fitting(makes: Makes, method: Method, setup: Setup, rows: Rows, limit: int |
     for own, fields, words in changes(rows, method, setup.tokens):
         job = makes(own, setup)
         start = dataclasses.replace(setup, **fields)  # type: ignore[arg-type]
+        start = dataclasses.replace(start, supervised=rows.trained(start.tokens))
         found = [each for each in weighed(job, own, start, rows, card, words) if limit is None or each.memory.peak <= limit]
         if found:
             return min(found, key=lambda each: each.seconds or 0.0) if card else found[0]
