@@ -48,8 +48,8 @@ class Judged(NamedTuple):
         return self.said_ms / self.ms - 1
 
 
-def compared(lines: Sequence[Fields]) -> tuple[list[Judged], list[Judged]]:
-    """Points known beforehand, and points that judge."""
+def compared(lines: Sequence[Fields]) -> tuple[list[Judged], list[Judged], list[Judged]]:
+    """Points known beforehand, points that were chosen to judge, and all others that were measured."""
     device = next((line["device"] for line in lines if "device" in line), "")
     found = []
     for point, one in measured(lines).items():
@@ -58,7 +58,11 @@ def compared(lines: Sequence[Fields]) -> tuple[list[Judged], list[Judged]]:
             found.append(Judged(point, one.peak, memory(job).peak, one.ms, 1000 * pace(job, named(device)).batch))
     judges = set(PLANS["planner"]())
     known = {*PLANS["table"](), *PLANS["planner-fit"]()}
-    return [one for one in found if one.point in known], [one for one in found if one.point in judges - known]
+    return (
+        [one for one in found if one.point in known],
+        [one for one in found if one.point in judges - known],
+        [one for one in found if one.point not in judges | known],
+    )
 
 
 def table(found: Sequence[Judged]) -> list[str]:
@@ -69,8 +73,15 @@ def table(found: Sequence[Judged]) -> list[str]:
     for one in found:
         gib = f"{one.peak / GIB:.2f} | {one.said_peak / GIB:.2f} | {one.memory:+.2%}"
         lines.append(f"| {one.point.words} | {gib} | {one.ms:.1f} | {one.said_ms:.1f} | {one.time:+.1%} |")
+    return [*lines, "", summary(found)]
+
+
+def summary(found: Sequence[Judged]) -> str:
+    """How many points there are, and the largest errors."""
+    if not found:
+        return "None was measured yet."
     worst = max(abs(one.memory) for one in found), max(abs(one.time) for one in found)
-    return [*lines, "", f"{len(found)} points; the largest error is {worst[0]:.2%} of memory and {worst[1]:.1%} of time."]
+    return f"{len(found)} points; the largest error is {worst[0]:.2%} of memory and {worst[1]:.1%} of time."
 
 
 def plotted(known: Sequence[Judged], judged: Sequence[Judged]) -> bytes | None:
@@ -103,9 +114,9 @@ def panel(canvas: Canvas, axes: Any, name: str, bound: float, known: Sequence[Ju
 
 def main() -> None:
     """Write the page and its plot."""
-    known, judged = compared(read()[0])
-    drawn = plotted(known, judged)
-    made = {"known": table(known), "judged": table(judged)}
+    known, judged, others = compared(read()[0])
+    drawn = plotted(known, [*judged, *others])
+    made = {"known": table(known), "judged": table(judged), "others": [summary(others)]}
     made["plot"] = ["![Predicted memory and time, off by percent](planning/predicted.png)" if drawn else "–"]
     PAGE.write_text(MARK.sub(lambda found: found[1] + "\n" + "\n".join(made[found[2]]) + "\n\n" + found[3], PAGE.read_text()))
     if drawn:

