@@ -109,7 +109,7 @@ def test_several_answers_have_seeds_of_their_own():
         assert [answer.ids for answer in result.answers] == [engine.submit(prompt(9), "lora", one).result(60).ids for one in again]
 
 
-@pytest.mark.parametrize("setting", [None, "lora", "prefix", "prompt"])
+@pytest.mark.parametrize("setting", [None, "lora", "prefix", "prefix_unshifted", "prompt"])
 def test_logprobs_are_the_models_own(setting):
     ids = prompt(9)
     with loaded(*[one for one in [setting] if one]) as engine:

@@ -108,6 +108,8 @@ class Batching:
     def forget_graphs(self) -> None:
         """Let no CUDA graph run again that was recorded until now: tensors that it reads have moved."""
         processor = self.manager.batch_processor
+        if processor is not None and processor.inputs_and_outputs.compute_stream is not None:
+            processor.inputs_and_outputs.compute_stream.synchronize()  # one may run now
         for each in () if processor is None else inputs_of(processor.inputs_and_outputs):
             each.graphs = type(each.graphs)()
 
@@ -236,7 +238,10 @@ def wire(processor: Any, batching: Batching, rows: Rows) -> None:
 
     def prepare_next_batch() -> bool:
         guest.between()
-        return bool(prepare())
+        ready = bool(prepare())
+        if inputs.compute_stream is not None and not hasattr(inputs, "io_pairs"):
+            inputs.compute_stream.wait_stream(torch.cuda.current_stream())  # which wrote the batch's inputs
+        return ready
 
     def prepare_batch_update() -> Any:
         done = update()

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from graft import formats
 from graft.adapter import Adapter
 from graft.errors import GraftError, ServeError
@@ -67,11 +69,11 @@ class Engine:
         self.numbers = itertools.count()
         self.batching: Batching | None = None
 
-    # its life
-
     def start(self) -> "Engine":
         """Make the cache and start answering. Raises ServeError where the model cannot be run so."""
         if self.batching is None:
+            if self.model.device.type == "cuda":
+                torch.cuda.synchronize()  # slots filled until now were filled on another stream
             self.batching = Batching(self.model, self.floor, self.room)
             self.floor.dead, self.floor.batching = "", self.batching
             self.batching.start()
