@@ -71,7 +71,7 @@ def answer(options: argparse.Namespace) -> None:
     points = [Point(**fields) for fields in json.loads(options.points)]
     try:
         if points[0].threads:
-            results = cpu.measure(points, options.rounds, options.profile)
+            results = [cpu.measure(point, options.rounds, options.profile) for point in points]
         else:
             results = [measure.measure(point, options.profile) for point in points]
     except Exception as error:  # whatever it is, it is the result: out of memory, what PEFT or a compiler refuses
@@ -127,8 +127,8 @@ def main() -> None:
     own = ["--rounds", str(options.rounds), *(["--profile"] if options.profile else [])]
     versions = {"versions": {name: version(name) for name in PACKAGES}}
     pool = Pool(cards(), facts | versions, hear, own, options.budget, options.timeout, options.cold)
-    for threads in sorted({point.threads for point in points if point.threads}):
-        for line in pool.ask([point for point in points if point.threads == threads], "", 10 * options.timeout):
+    for point in points:
+        for line in pool.ask([point], "", options.timeout) if point.threads else []:
             hear(line)
     remaining = pool.run([point for point in points if not point.threads])
     if remaining:

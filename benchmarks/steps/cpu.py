@@ -1,7 +1,8 @@
 """Rows on a CPU, each beside the limit: a step of the one, then a step of the other, so that what else the machine does meets both alike.
 
 Each pair gives one ratio; what counts is their median and how far the quartiles lie apart. Time is taken twice: as the process's own (a
-busy machine stretches it least) and as it passes.
+busy machine stretches it least) and as it passes. A row has a process of its own: what models before it left of the heap moves a ratio by a
+tenth.
 """
 
 import statistics
@@ -18,21 +19,16 @@ from steps.rows import Row, prepared
 WARM = 2
 
 
-def measure(points: Sequence[Point], rounds: int, profiles: bool) -> list[dict[str, Any]]:
-    """What a line of results says of each point; the first is the limit, and all have the same number of threads."""
-    torch.set_num_threads(points[0].threads)
-    where = torch.device("cpu")
-    limit = prepared(points[0], where)
-    return [beside(limit, points[0], point, rounds, profiles) for point in points]
-
-
-def beside(limit: Row, anchor: Point, point: Point, rounds: int, profiles: bool) -> dict[str, Any]:
-    """One row's line; of the limit itself, its steps beside its own."""
+def measure(point: Point, rounds: int, profiles: bool) -> dict[str, Any]:
+    """What a line of results says of a point; of the limit itself, its steps beside its own."""
+    torch.set_num_threads(point.threads)
+    where, anchor = torch.device("cpu"), point.anchor
+    limit = prepared(anchor, where)
+    row = limit if point == anchor else prepared(point, where)
     generator = torch.Generator().manual_seed(1)
-    row = limit if point == anchor else prepared(point, torch.device("cpu"))
     pairs = []
     for number in range(WARM + rounds):
-        batch = batch_of(point, torch.device("cpu"), generator)
+        batch = batch_of(point, where, generator)
         pair = timed(limit, anchor, batch), timed(row, point, batch)
         pairs += [pair] if number >= WARM else []
     own, passed = ([[spent[kind] for spent in side] for side in zip(*pairs, strict=True)] for kind in (0, 1))

@@ -61,7 +61,7 @@ def past_the_limit() -> list[Point]:
 
 
 def cpu() -> list[Point]:
-    """SmolLM2-135M's shape on one and two threads, each row in turn with the limit."""
+    """SmolLM2-135M's shape on one and two threads, each row in turn with the limit, in a process of its own."""
     return [Point(row=row, shape="smollm2", batch=8, tokens=48, rank=8, threads=threads) for threads in (1, 2) for row in CPU]
 
 
