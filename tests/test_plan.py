@@ -97,6 +97,11 @@ def test_a_job_too_short_to_compile_keeps_more_unless_it_is_compiled_for_it():
     assert forced.choice.memory.peak < between
 
 
+def test_blocks_are_not_compiled_for_less_time_a_step_where_the_run_is_too_short():
+    for each in plan(SMALL, memory="80GB", gpu="h100", examples=100).entries:
+        assert (each.choice.setup.compiled, each.choice.given_up) == (False, ()), each.name
+
+
 def test_data_gives_the_lengths(tmp_path, tiny_llama, tiny_tokenizer):
     tiny_llama.save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)

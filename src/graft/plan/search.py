@@ -3,7 +3,7 @@
 An update is of GOAL rows however they are split. Changes are tried in steps, each with all batches, with and without checkpointing, and the
 fastest that fits in the first step that has any is taken:
 
-    what computes the same      smaller batches with more of them an update, checkpointing, blocks compiled
+    what computes the same      smaller batches with more of them an update, checkpointing; if none fits, blocks compiled all the same
     4 bits for the base         equal scores and losses in our own comparison (docs/results.md)
     8 bits for the optimizer
     both
@@ -96,6 +96,7 @@ def fitting(makes: Makes, method: Method, setup: Setup, rows: Rows, limit: int |
         start = dataclasses.replace(setup, **fields)  # type: ignore[arg-type]
         start = dataclasses.replace(start, supervised=rows.trained(start.tokens))
         found = [each for each in weighed(job, own, start, rows, card, words) if limit is None or each.memory.peak <= limit]
+        found = [each for each in found if each.setup.compiled == earns(job, rows)] or found  # seconds of an update leave compiling out
         if found:
             return min(found, key=lambda each: each.seconds or 0.0) if card else found[0]
     return None
