@@ -1,0 +1,27 @@
+"""The command line: arguments to one function call each, no logic.
+
+Our own modules are imported inside the commands, and only here, so that `graft --help` needs no torch. One of Graft's own errors is
+printed as one sentence and exits with 2, as is the system's (a full disk); Ctrl-C exits with 130.
+"""
+
+import os
+import sys
+
+from graft.cli import comparing, delivering, planning, training
+from graft.cli.root import app, err, out
+from graft.errors import GraftError
+
+__all__ = ["app", "err", "main", "out"]
+
+for part in (comparing, training, delivering, planning):  # the order of the help
+    app.add_typer(part.app)
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait sleep: beside other work spinning costs tenfold
+    try:
+        app()
+    except (GraftError, OSError) as error:
+        err.print(f"Error: {error}", style="red", highlight=False, markup=False)
+        sys.exit(2)
