@@ -194,7 +194,7 @@ def test_one_that_waits_for_a_slot_is_not_passed_for_ever():
         for handle in flood:
             assert handle.result(60).ids == alone("lora", prompt(5), 20)
         assert cold.result(60).ids == alone("ia3", prompt(5))
-        began = next(number for number, entries in enumerate(seen) if engine.entries["ia3"] in entries)
+        began = next(number for number, entries in enumerate(seen) if engine.library.entries["ia3"] in entries)
         assert len(seen) - began > 200  # the half of the flood came after it
 
 
@@ -202,7 +202,7 @@ def test_an_unloaded_adapter_gives_everything_back():
     with loaded("lora", "houlsby", "prefix", "prompt") as engine:
         for one in ("lora", "houlsby", "prefix", "prompt"):
             engine.submit(prompt(5), one, GREEDY).result(60)
-        held = [weakref.ref(value) for entry in engine.entries.values() for value in entry.prepared.tensors()]
+        held = [weakref.ref(value) for entry in engine.library.entries.values() for value in entry.prepared.tensors()]
         assert engine.rows.kv.value is not None
         running = engine.submit(prompt(9), "lora", LONG)
         next(iter(running))
@@ -257,13 +257,13 @@ def test_registered_folders_are_read_when_asked_for_and_leave_host_memory(tmp_pa
     with Engine(base(), slots=1, room=SMALL, host_bytes=20_000) as engine:
         for one in names:
             engine.register(one, tmp_path / one)
-        assert not engine.entries
+        assert not engine.library.entries
         for _ in range(2):
             for one in names:
                 assert engine.submit(prompt(7), one, GREEDY).result(60).ids == alone(one, prompt(7)), one
-        held = [entry for entry in engine.entries.values() if entry.prepared is not None]
+        held = [entry for entry in engine.library.entries.values() if entry.prepared is not None]
         assert 1 <= len(held) < len(names)
-        gone = next(entry for entry in engine.entries.values() if entry.prepared is None and entry.slot is None)
+        gone = next(entry for entry in engine.library.entries.values() if entry.prepared is None and entry.slot is None)
         shaken(gone.name, seed=8).save(tmp_path / gone.name)
         with pytest.raises(ServeError, match=f"the adapter '{gone.name}' .* is not what was loaded: load"):
             engine.submit(prompt(7), gone.name, GREEDY).result(60)
@@ -281,7 +281,7 @@ def test_the_hundredth_adapter_loads_as_the_first():
             engine.submit(prompt(3), f"a{number}", Sampling(max_tokens=1)).result(60)
             counted.append(before)
         assert counted[-1] == counted[10]
-        assert len(engine.entries) == 100
+        assert len(engine.library.entries) == 100
 
 
 def test_usage_counts_virtual_tokens_beside_the_texts():

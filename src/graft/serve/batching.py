@@ -274,6 +274,7 @@ def wire_cache(cache: Any, batching: Batching) -> None:
     def search_prefix_match(request_id: str, prompt_ids: list[int]) -> int:
         found = int(search(request_id, batching.salted(request_id, prompt_ids)))
         batching.shared += found
+        batching.guest.found(request_id, found)
         return found
 
     def complete_blocks(state: Any, count: Any) -> None:

@@ -18,6 +18,8 @@ from torch import Tensor
 from graft.serve import sampling as draws
 from graft.serve.answers import CANCELLED, LENGTH, STOP
 from graft.serve.batching import Batching
+from graft.serve.counts import CANCELLED as DROPPED
+from graft.serve.counts import FAILED, FINISHED
 from graft.serve.gate import Gate, Needs
 from graft.serve.guest import Scheduled
 from graft.serve.sampling import Sampling
@@ -59,15 +61,21 @@ class Floor:
         """Cancel requests, whether they wait or run."""
         for ticket in tickets:
             ticket.dropped = True
-            ticket.end(reason=CANCELLED)
+            ticket.end(DROPPED, reason=CANCELLED)
             if self.batching is not None:
                 self.batching.cancel(ticket.name)
         self.wake()
 
     def asked(self) -> list[Ticket]:
         """All that wait or run."""
+        waiting, running = self.asked_apart()
+        return waiting + running
+
+    def asked_apart(self) -> tuple[list[Ticket], list[Ticket]]:
+        """Those that wait, and those that run."""
         with self.lock:
-            return [*self.waiting, *list(self.running.values())]
+            running = dict(self.running)
+            return [one for one in self.waiting if one.name not in running], list(running.values())
 
     def idle(self) -> bool:
         """Whether there are none."""
@@ -139,13 +147,14 @@ class Floor:
             if entry is not None and not self.slots.take(entry):
                 return False
         except Exception as error:  # an adapter's folder may be gone: that is this request's fate, not the engine's
-            ticket.end(error=f"{ticket.what} cannot be brought to the device: {error}")
+            ticket.end(FAILED, error=f"{ticket.what} cannot be brought to the device: {error}")
             self.leave(ticket, "waiting")
             return True
         if entry is not None:
             with self.lock:
                 entry.waiting, entry.running = entry.waiting - 1, entry.running + 1
         self.running[ticket.name] = ticket
+        ticket.trip.begin()
         if self.batching is not None and ticket.told is None:
             salt = b"" if entry is None else entry.digest
             self.batching.add(ticket.name, ticket.ids, ticket.sampling.max_tokens, ticket.ends, salt)
@@ -158,10 +167,10 @@ class Floor:
         try:
             found = score(self.gate, [one.text_to_score() for one in tickets], self.batching.plain())
             for ticket, own in zip(tickets, found, strict=True):
-                ticket.end(scored=own)
+                ticket.end(FINISHED, scored=own)
         except Exception as error:  # of memory, most likely: the engine goes on
             for ticket in tickets:
-                ticket.end(error=f"a text for {ticket.what} could not be scored: {error}")
+                ticket.end(FAILED, error=f"a text for {ticket.what} could not be scored: {error}")
         for ticket in tickets:
             self.leave(ticket, "running")
 
@@ -192,6 +201,11 @@ class Floor:
         """The next tokens."""
         return draws.choose(logits, rows[1:], self.draws)
 
+    def found(self, name: str, tokens: int) -> None:
+        """Tokens of a request that began were in the cache."""
+        if name in self.running:
+            self.running[name].trip.tally.spent("shared", tokens)
+
     def keys_values(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """With those of prefixes."""
         return self.gate.keys_values(layer, keys, values)
@@ -202,18 +216,18 @@ class Floor:
         if ticket is None:
             return
         if error:
-            ticket.end(error=f"a request for {ticket.what} failed: {error}")
+            ticket.end(FAILED, error=f"a request for {ticket.what} failed: {error}")
         for number in tokens[ticket.seen :]:
             text = None if ticket.text is None else "" if number in ticket.ends else ticket.text.push(number)
             ticket.tell(id=number, row=row, text=text)
             if ticket.text is not None and ticket.text.ended and not ticket.closed:
-                ticket.end(reason=STOP, text="")
+                ticket.end(FINISHED, reason=STOP, text="")
                 if not finished and self.batching is not None:
                     self.batching.cancel(name)
         ticket.seen = len(tokens)
         if finished:
             rest = None if ticket.text is None else ticket.text.rest()
-            ticket.end(reason=STOP if tokens and tokens[-1] in ticket.ends else LENGTH, text=rest)
+            ticket.end(FINISHED, reason=STOP if tokens and tokens[-1] in ticket.ends else LENGTH, text=rest)
             self.leave(ticket, "running")
 
     def gone(self, name: str) -> None:
@@ -231,6 +245,16 @@ class Floor:
             if entry.retired and not entry.waiting and not entry.running:
                 self.jobs.append((lambda: self.vacate(entry), Future()))
 
+    def retire(self, entry: Entry) -> None:
+        """No name leads to an adapter any more: give it back with its last request, or now. For any thread."""
+
+        def vacate() -> None:
+            entry.retired = True
+            if not entry.waiting and not entry.running:
+                self.vacate(entry)
+
+        self.run(vacate)
+
     def vacate(self, entry: Entry) -> None:
         """Give back all that an unloaded adapter has."""
         self.slots.leave(entry)
@@ -246,7 +270,7 @@ class Floor:
             self.running.clear()
             self.jobs.clear()
         for ticket in left:
-            ticket.end(error=f"a request for {ticket.what} was not answered: {reason}")
+            ticket.end(FAILED, error=f"a request for {ticket.what} was not answered: {reason}")
             if ticket.entry is not None:
                 ticket.entry.waiting = ticket.entry.running = 0
         for job, done in jobs:

@@ -34,6 +34,9 @@ class Guest(Protocol):
     def keys_values(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """The layer's new keys and values [1, heads, T, head dim], as they are to be cached."""
 
+    def found(self, name: str, tokens: int) -> None:
+        """So many tokens of a request that begins were found in the cache."""
+
     def deliver(self, name: str, tokens: list[int], row: Tensor | None, *, finished: bool, error: str) -> None:
         """All tokens of a request so far, and the outputs [outputs] that came with the last (int32, on the host); or why it failed."""
 

@@ -8,6 +8,7 @@ comes into host memory; to put them into a slot is copying. Slots are few, and t
 import hashlib
 import json
 import re
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from graft.errors import ServeError
 from graft.forms import Affine, Replacement, VirtualTokens, apart
 from graft.method import config, makes
 from graft.model.residents import Prepared, Residents
+from graft.serve.counts import Tallies
 from graft.serve.virtual import VirtualRows
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -110,8 +112,8 @@ def length_of(virtual: VirtualTokens | None) -> int:
 class Slots:
     """The device's slots, 1 to `count`; slot 0 is the bare base. For the engine's thread."""
 
-    def __init__(self, residents: Residents, rows: VirtualRows, count: int, read: Callable[[Entry], Prepared]) -> None:
-        self.residents, self.rows, self.read = residents, rows, read
+    def __init__(self, residents: Residents, rows: VirtualRows, count: int, read: Callable[[Entry], Prepared], tallies: Tallies) -> None:
+        self.residents, self.rows, self.count, self.read, self.tallies = residents, rows, count, read, tallies
         self.free = list(range(1, count + 1))
         self.order: OrderedDict[Entry, None] = OrderedDict()  # the one used longest ago first
         self.evictions = 0
@@ -125,15 +127,25 @@ class Slots:
                     return False
                 self.leave(idle)
                 self.evictions += 1
-            device = self.residents.model.device
-            prepared = self.read(entry).mapped(lambda value: value.to(device))
-            entry.slot = self.free.pop(0)
-            self.residents.put(entry.slot, prepared)
-            if prepared.virtual is not None:
-                self.rows.load(entry.slot, prepared.virtual)
+                self.tallies.of(idle.name).evicted("slot")
+            self.place(entry, self.read(entry))
         self.order[entry] = None
         self.order.move_to_end(entry)
         return True
+
+    def place(self, entry: Entry, prepared: Prepared) -> None:
+        """Copy an entry's forms into a free slot; where that fails, as for want of memory, the slot is free again."""
+        began, device = time.monotonic(), self.residents.model.device
+        entry.slot = self.free.pop(0)
+        try:
+            here = prepared.mapped(lambda value: value.to(device))
+            self.residents.put(entry.slot, here)
+            if here.virtual is not None:
+                self.rows.load(entry.slot, here.virtual)
+        except BaseException:
+            self.leave(entry)
+            raise
+        self.tallies.of(entry.name).took("place", time.monotonic() - began)
 
     def leave(self, entry: Entry) -> None:
         """Empty an entry's slot."""

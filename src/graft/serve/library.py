@@ -1,0 +1,162 @@
+"""The library: all adapters that have a name, in a folder or in host memory.
+
+A registered folder is read when it is first asked for; its forms are computed once and wait in host memory, within a number of bytes that
+the one used longest ago makes room for. What was loaded from memory cannot be read again, and stays.
+"""
+
+import itertools
+import math
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from graft import formats
+from graft.adapter import Adapter
+from graft.errors import GraftError, ServeError
+from graft.model.ground import ground
+from graft.model.residents import Prepared, Residents
+from graft.serve.counts import Tallies
+from graft.serve.shelf import Entry, Served, check_name, check_servable, digest_of, lean, length_of, methods_of
+
+
+class Library:
+    """Adapters by name. Any thread may call it, but `in_host`, which is for the engine's; that one never waits for `lock`."""
+
+    def __init__(self, residents: Residents, tallies: Tallies, host_bytes: int | None, run: Callable[[Callable[[], Any]], Any]) -> None:
+        """`run` does a job while no batch runs; folders' forms take `host_bytes` of host memory at most."""
+        self.residents, self.tallies, self.host_bytes, self.run = residents, tallies, host_bytes, run
+        self.ground = ground(residents.model)
+        self.folders: dict[str, Path] = {}
+        self.entries: dict[str, Entry] = {}
+        self.lock, self.tiers = threading.RLock(), threading.Lock()
+        self.uses = itertools.count(1)
+
+    def register(self, name: str, folder: str | Path) -> None:
+        """Make a folder's adapter known. Raises ServeError where the name or folder cannot be."""
+        check_name(name)
+        if not (Path(folder) / "adapter_config.json").is_file():
+            raise ServeError(f"the adapter {name!r} cannot be registered: there is no adapter_config.json in {folder}")
+        with self.lock:
+            if self.knows(name):
+                raise ServeError(f"the adapter name {name!r} is taken: unload it first, or choose another")
+            self.folders[name] = Path(folder)
+
+    def load(self, name: str, source: Adapter | str | Path | None, *, force: bool) -> tuple[Entry, Entry | None]:
+        """Read an adapter into host memory: its entry, and the one that had the name before. Raises ServeError, changing nothing."""
+        check_name(name)
+        began = time.monotonic()
+        with self.lock:
+            if source is None and name not in self.folders:
+                raise ServeError(f"no adapter {name!r} is registered: there are {self.known()}")
+            given = self.folders[name] if source is None else source
+            adapter = given if isinstance(given, Adapter) else self.read(name, given)
+            entry = self.enter(name, adapter, force=force)
+            if not isinstance(given, Adapter):
+                entry.folder = self.folders[name] = Path(given)
+            before, self.entries[name] = self.entries.get(name), entry
+        self.tallies.of(name).took("load", time.monotonic() - began)
+        self.make_room(entry)
+        return entry, before
+
+    def forget(self, name: str) -> Entry | None:
+        """Let no name lead to an adapter any more; its entry, if it was read. Raises ServeError where there is none."""
+        with self.lock:
+            if not self.knows(name):
+                raise ServeError(f"no adapter {name!r} is here to unload: there are {self.known()}")
+            self.folders.pop(name, None)
+            return self.entries.pop(name, None)
+
+    def entry_of(self, name: str, load: Callable[[str], object]) -> Entry:
+        """The entry of a name, by `load` read now where it is only registered. Raises ServeError where there is none."""
+        with self.lock:
+            if name not in self.entries:
+                if name not in self.folders:
+                    raise ServeError(f"no adapter {name!r} is served here: there are {self.known()}")
+                load(name)
+            entry = self.entries[name]
+            entry.used = next(self.uses)
+            return entry
+
+    def knows(self, name: str) -> bool:
+        """Whether the name is registered or loaded."""
+        return name in self.folders or name in self.entries
+
+    def all(self) -> list[Served]:
+        """All that are registered or loaded, by name."""
+        with self.lock:
+            return [self.served(name) for name in sorted({*self.folders, *self.entries})]
+
+    def served(self, name: str) -> Served:
+        """What is known of one."""
+        entry = self.entries.get(name)
+        if entry is None:
+            return Served(name, "", 0, 0, None, 0)
+        return Served(name, entry.methods, entry.virtual, entry.bytes, entry.slot, entry.running + entry.waiting)
+
+    def known(self) -> str:
+        """The names, in words."""
+        names = sorted({*self.folders, *self.entries})
+        return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "") if names else "none"
+
+    def read(self, name: str, folder: str | Path) -> Adapter:
+        """A folder's adapter."""
+        try:
+            return formats.read(Path(folder), self.ground)
+        except GraftError as error:
+            raise ServeError(f"the adapter {name!r} cannot be served: {error}") from error
+
+    def enter(self, name: str, adapter: Adapter, *, force: bool) -> Entry:
+        """An adapter, checked, its forms computed."""
+        methods = methods_of(adapter)
+        what = f"the adapter {name!r} ({methods})"
+        check_servable(adapter, what, self.residents.model)
+
+        def prepare() -> Prepared:
+            if not force:
+                self.residents.belongs(adapter, what)
+            self.residents.check(adapter)
+            return self.prepared(adapter)
+
+        try:
+            prepared: Prepared = self.run(prepare)
+        except GraftError as error:
+            raise ServeError(f"the adapter {name!r} ({methods}) cannot be served: {error}") from error
+        virtual = prepared.virtual
+        size = sum(value.numel() * value.element_size() for value in prepared.tensors())
+        unshifted = virtual is not None and not virtual.shift
+        return Entry(name, methods, digest_of(adapter), length_of(virtual), prepared, bytes=size, unshifted=unshifted)
+
+    def prepared(self, adapter: Adapter) -> Prepared:
+        """An adapter's forms, as they wait in host memory."""
+        return lean(self.residents.prepare(adapter), self.residents.model.dtype)
+
+    def make_room(self, but: Entry) -> None:
+        """Keep what can be read again within the host's bytes; the one used longest ago goes first."""
+        with self.tiers:
+            held = self.held()
+            spare = math.inf if self.host_bytes is None else self.host_bytes - sum(one.bytes for one in held)
+            for entry in sorted(held, key=lambda one: one.used):
+                if spare < 0 and entry is not but:
+                    entry.prepared, spare = None, spare + entry.bytes
+                    self.tallies.of(entry.name).evicted("host")
+
+    def held(self) -> list[Entry]:
+        """Those whose forms are in host memory and can be read again."""
+        return [one for one in list(self.entries.values()) if one.prepared is not None and one.folder is not None]
+
+    def in_host(self, entry: Entry) -> Prepared:
+        """An adapter's forms in host memory, read again where they had to leave it."""
+        prepared = entry.prepared  # once: another thread may make room at any time
+        if prepared is None:
+            if entry.folder is None:
+                raise ServeError("it was unloaded")
+            began = time.monotonic()
+            adapter = self.read(entry.name, entry.folder)
+            if digest_of(adapter) != entry.digest:
+                raise ServeError(f"what lies in {entry.folder} is not what was loaded: load {entry.name!r} again")
+            entry.prepared = prepared = self.prepared(adapter)
+            self.tallies.of(entry.name).took("load", time.monotonic() - began)
+            self.make_room(entry)
+        return prepared
