@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from string import Template
 
+from graft import theme
 from graft.compare.report import canvas
 from graft.compare.report.account import demo_banner, lede, missing_section, setup_section
 from graft.compare.report.blocks import LEGEND, block_svg, roles_text
@@ -33,7 +34,7 @@ def page(summary: Summary, plots: Sequence[Plot]) -> str:
         script_hash=f"sha256-{digest}",
         version=escaped(str(summary.plan.versions.get("graft", ""))),
         title=escaped(f"{what}: methods compared on {summary.plan.model.get('name', 'a model')}"),
-        css=asset("page.css"),
+        css=theme.CSS + asset("page.css"),
         js=script,
         when=escaped(summary.plan.started[:16].replace("T", " ")),
         demo=demo_banner(summary.plan),
