@@ -29,6 +29,7 @@ FLAGS = {
     "export": "adapter data max-gap model nf4 output-dir rows to",
     "verify": "adapter data force model nf4",
     "plan": "data examples gpu html json memory model need why-not",
+    "chat": "adapter adapters api-key-env nf4 url",
     "doctor": "",
 }
 

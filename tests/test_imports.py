@@ -18,7 +18,7 @@ LADDER = [
     {"model"},
     {"train", "evaluate", "verify", "plan", "serve", "doctor", "demo"},
     {"compare", "export"},
-    {"jobs", "deliver"},
+    {"jobs", "deliver", "chat"},
     {"cli", "__init__"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(LADDER) for room in rooms}

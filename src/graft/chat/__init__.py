@@ -1,0 +1,1 @@
+"""Chat in a terminal: with a server (`remote`) or with an engine in this process (`local`), switching adapters in the middle."""
