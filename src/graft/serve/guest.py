@@ -51,7 +51,8 @@ class Guest(Protocol):
 class Room:
     """How large the engine is made: `cached` tokens of keys and values in pages of `page`, `batch` tokens and `requests` a step.
 
-    `graphs` and `overlap` switch CUDA graphs and asynchronous batching; None leaves that to transformers.
+    `graphs` and `overlap` switch CUDA graphs and asynchronous batching; None leaves that to transformers. `warm`: graphs of the bare
+    base's batches are recorded before the first request, where paged attention runs.
     """
 
     cached: int = 4096
@@ -61,3 +62,4 @@ class Room:
     share: bool = True
     graphs: bool | None = None
     overlap: bool | None = None
+    warm: bool = True

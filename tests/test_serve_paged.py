@@ -1,0 +1,114 @@
+"""Paged attention in the engine: on a CPU its plain version runs, through the same tables of pages that the kernels read on a GPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from graft.errors import ServeError
+from graft.kernels.attention import paged
+from graft.serve import Room, batching
+from graft.serve.batching import manager, paging, warm
+from test_serve import GREEDY, NEW, alone, called, loaded, prompt, watched
+from tiny import tiny
+
+SETTINGS = ("lora", "dora", "ia3", "houlsby", "bias", "prefix", "prompt")
+
+
+@pytest.fixture
+def everywhere(monkeypatch):
+    """Paged attention on any device; how many tokens and requests each of its calls had."""
+    calls, attend = [], paged.attend
+
+    def counted(batch, q, *rest):
+        calls.append((len(q), sum(1 for _ in batch.requests()), batch.single))
+        return attend(batch, q, *rest)
+
+    monkeypatch.setattr(manager, "suits", lambda model, attention: True)
+    monkeypatch.setattr(paged, "attend", counted)
+    return calls
+
+
+@pytest.mark.parametrize(("name", "batch"), [("llama", 24), ("qwen3", 64), ("phi3", 9)])
+def test_rows_of_every_method_are_the_rows_alone(name, batch, everywhere):
+    rows = [(setting, prompt(length, length)) for length in (5, 11, 17) for setting in (None, *SETTINGS)]
+    with loaded(*SETTINGS, room=Room(cached=4096, batch=batch, requests=40, page=4), name=name) as engine:
+        seen = watched(engine)
+        for _ in range(2):  # the second time from the cache
+            handles = [engine.submit(ids, called(setting), GREEDY) for setting, ids in rows]
+            for (setting, ids), handle in zip(rows, handles, strict=True):
+                assert handle.result(60).ids == alone(setting, ids, NEW, 3, name), setting
+        assert max(len(set(entries)) for entries in seen) > 4
+        assert engine.batching.shared > 100
+        assert str(engine.model.config._attn_implementation) == paging.NAME
+        scored = engine.score([prompt(11, 11), prompt(5, 5)], "lora")  # a plain forward, by the model's own attention
+        assert len(scored) == 2
+    assert any(single for _, _, single in everywhere)
+    assert any(not single and requests > 1 for _, requests, single in everywhere)
+    assert str(engine.model.config._attn_implementation) != paging.NAME
+
+
+def test_a_model_that_passes_its_cache_no_arguments_is_served(everywhere):
+    """GPT-NeoX calls the cache without what 5.24 hands its own attention."""
+    with loaded("lora", name="gpt_neox") as engine:
+        for setting in (None, "lora"):
+            assert engine.submit(prompt(9), setting, GREEDY).result(60).ids == alone(setting, prompt(9), NEW, 3, "gpt_neox")
+
+
+def test_where_it_takes_the_place_of_the_models_own(monkeypatch):
+    monkeypatch.setattr(paged, "takes", lambda q: True)
+    model = tiny("llama", torch.float32)
+    assert paging.suits(model, "sdpa")
+    assert not paging.suits(model, "flash_attention_2")
+    model.config.sliding_window = 8
+    assert not paging.suits(model, "sdpa")
+    model.config.layer_types = ["full_attention"] * model.config.num_hidden_layers
+    assert paging.suits(model, "sdpa")
+    monkeypatch.undo()
+    assert not paging.suits(model, "sdpa")  # a CPU
+
+
+def test_a_model_with_sinks_is_refused_with_a_sentence():
+    with pytest.raises(ServeError, match="attention sinks or biases"):
+        paging.attention(torch.nn.Linear(1, 1), *[torch.zeros(1, 1, 1, 1)] * 3, None, s_aux=torch.zeros(1))
+
+
+def test_sizes_hold_every_batch_and_waste_little():
+    for most in (1, 7, 64, 100, 512):
+        for tokens in range(1, most + 1):
+            size = paging.padded(tokens, most)
+            assert tokens <= size <= most
+            assert size < 2 * tokens
+            assert tokens < 65 or 2 * size < 3 * tokens
+        for single, wanted in ((True, most), (False, most)):
+            assert {size for size, one in warm.sizes(most, most) if one == single} >= {paging.padded(n, wanted) for n in range(2, most + 1)}
+
+
+def test_only_graphs_that_read_what_moved_are_forgotten():
+    class Graphs:
+        def __init__(self):
+            self._storage = {}
+
+        def set_graph(self, key, graph):
+            self._storage[key] = graph
+
+    each = SimpleNamespace(graphs=Graphs(), compute_stream=None)
+    each.graphs._storage = {(8, None, "base"): 1, (8, None, "adapters"): 2}
+    made = object.__new__(batching.Batching)
+    made.manager = SimpleNamespace(batch_processor=SimpleNamespace(inputs_and_outputs=each))
+    made.forget_graphs(lambda variant: variant == "adapters")
+    assert each.graphs._storage == {(8, None, "base"): 1}
+    made.forget_graphs()
+    assert each.graphs._storage == {}
+
+
+def test_kernels_under_the_interpreter():
+    pytest.importorskip("triton", reason="Triton is not installed")
+    script = Path(__file__).with_name("interpreted_paged.py")
+    done = subprocess.run([sys.executable, script], env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "all agree" in done.stdout
