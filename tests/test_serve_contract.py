@@ -9,10 +9,11 @@ from transformers.generation.continuous_batching import cache as caches
 from transformers.generation.continuous_batching import continuous_api as api
 from transformers.generation.continuous_batching import input_outputs as ios
 from transformers.generation.continuous_batching import model_runner as runners
-from transformers.generation.continuous_batching import requests
+from transformers.generation.continuous_batching import requests, scheduler
 
 from graft.errors import ServeError
 from graft.serve import batching
+from graft.serve.batching import manager, paging, warm
 from tiny import tiny
 
 HERE = ".".join(transformers.__version__.split(".")[:2])
@@ -36,6 +37,19 @@ SIGNATURES = {
     ios.ContinuousBatchingAsyncIOs.prepare_batch_update: [],
     ios.ContinuousBatchingIOs._get_graph_key: [],
     runners.ModelRunner._sample: ["scores", "output_ids"],
+    runners.ModelRunner.maybe_pad_inputs: ["num_q_tokens", "max_kv_read", "use_decode_fast_path"],
+    runners.ModelRunner.compute_batch: ["model", "batch_data"],
+    ios.ContinuousBatchingIOs.get_model_kwargs: ["use_padding"],
+    ios.ContinuousBatchingIOs.prepare_batch_tensors: [
+        "requests_in_batch",
+        "logits_processors",
+        "use_decode_fast_path",
+        "num_q_tokens",
+        "max_kv_read",
+        "use_padding",
+    ],
+    scheduler.FIFOScheduler.schedule_batch: ["token_budget", "cache_budget"],
+    warm.create: ["num", "status", "num_q_tokens", "max_kv_read", "cache"],
     caches.PagedAttentionCache.search_prefix_match: ["request_id", "prompt_ids"],
 }
 OWN = {
@@ -52,10 +66,16 @@ READS = {
     ios.ContinuousBatchingIOs._setup_static_tensors: ["self.static_inputs + logit_processor.tensors_required", "self.output_ids = "],
     ios.ContinuousBatchingIOs.prepare_batch_tensors: [
         "state.position_offset += query_length",
+        "self.use_block_table = use_decode_fast_path and self.block_table.numel() > 0",
+        "self.cache.fill_block_table(state.request_id, past_length, query_length, self.block_table[:, i])",
         "logits_processors.prepare_tensor_args(",
         "arg_storage=self._bulk_input_tensor[self.static_inputs :]",
     ],
-    ios.ContinuousBatchingIOs.get_model_kwargs: ["logits_processor_args=self._bulk_input_tensor[self.static_inputs :, :num_sequences]"],
+    ios.ContinuousBatchingIOs.get_model_kwargs: [
+        "logits_processor_args=self._bulk_input_tensor[self.static_inputs :, :num_sequences]",
+        "block_table=self.block_table[:, :num_sequences] if self.use_block_table else None",
+        "cu_seq_lens_q=self.cumulative_seqlens_q[: num_sequences + 1]",
+    ],
     ios.ContinuousBatchingIOs.prepare_batch_update: ["self.output_ids[0, : self.num_request_in_batch]"],
     ios.HostDeviceIOPair.transfer_outputs_d2h: ["self.host_io.output_ids.copy_(self.device_io.output_ids"],
     runners.ModelRunner._forward_process_and_sample: [
@@ -107,6 +127,29 @@ def test_attributes_are_there(version):
     assert inputs._bulk_input_tensor.shape[0] == inputs.static_inputs + Silent.rows
     assert inputs.compute_stream is None
     assert type(inputs.graphs)().get_graph(()) is None
+    assert inputs.attention_mask is not None
+    made.stop()
+
+
+@pytest.mark.parametrize("version", [pytest.param(version, marks=only(version)) for version in batching.KNOWN])
+def test_paged_attention_finds_pages_and_tables_and_makes_no_mask(version, monkeypatch):
+    monkeypatch.setattr(manager, "suits", lambda model, attention: True)
+    model = tiny("llama", torch.float32)
+    made = batching.Batching(model, Silent(), batching.Room(cached=64, batch=16, requests=4, page=8))
+    processor = made.manager._create_batch_processor()
+    inputs, cache = processor.inputs_and_outputs, processor.cache
+    assert inputs.attention_mask is None
+    assert tuple(inputs.block_table.shape) == (1, 4, 8)
+    assert warm.page_of(cache) == 8
+    assert isinstance(type(inputs.graphs)()._storage, dict)
+    places = [paging.place(cache, layer) for layer in range(model.config.num_hidden_layers)]
+    assert {(group, kind) for group, _, _, kind in places} == {(0, "full_attention")}
+    for _, keys, values, _ in places:
+        assert keys.shape == values.shape
+        assert keys.shape[1:] == (8, model.config.num_key_value_heads, paging.head_dim(model.config))
+        assert keys.is_contiguous()
+        assert values.is_contiguous()
+    assert len({value.data_ptr() for _, *pair, _ in places for value in pair}) == 2 * len(places)
     made.stop()
 
 

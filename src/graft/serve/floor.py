@@ -114,7 +114,7 @@ class Floor:
             self.admit()
         state = self.slots.state()
         if state != self.state:
-            self.batching.forget_graphs()
+            self.batching.forget_graphs(lambda variant: variant[0].adapters)
             self.state = state
 
     def admit(self) -> None:
