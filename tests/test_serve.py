@@ -184,20 +184,6 @@ def test_few_slots_serve_many_adapters_while_others_run():
                 assert len(pack.of) <= 3 * 8  # columns of the few on the device, not of the many
 
 
-def test_one_that_waits_for_a_slot_is_not_passed_for_ever():
-    with loaded("lora", "ia3", slots=1, room=Room(cached=2048, batch=24, requests=2, page=4)) as engine:
-        seen = watched(engine)
-        first = engine.submit(prompt(5), "lora", LONG)
-        next(iter(first))
-        cold = engine.submit(prompt(5), "ia3", GREEDY)
-        flood = [engine.submit(prompt(5), "lora", Sampling(max_tokens=20)) for _ in range(60)]
-        for handle in flood:
-            assert handle.result(60).ids == alone("lora", prompt(5), 20)
-        assert cold.result(60).ids == alone("ia3", prompt(5))
-        began = next(number for number, entries in enumerate(seen) if engine.library.entries["ia3"] in entries)
-        assert len(seen) - began > 200  # the half of the flood came after it
-
-
 def test_an_unloaded_adapter_gives_everything_back():
     with loaded("lora", "houlsby", "prefix", "prompt") as engine:
         for one in ("lora", "houlsby", "prefix", "prompt"):
@@ -329,6 +315,8 @@ def test_what_cannot_be_served_is_refused_by_name(tmp_path):
         for setting, kind in (("last", "selective"), ("lora+head", "lora [+] selective")):
             with pytest.raises(ServeError, match=rf"the adapter 'x' \({kind}\) trains whole modules \(selective\)"):
                 engine.load("x", adapter(setting))
+        with pytest.raises(ServeError, match=r"the adapter 'x' \(dora\) changes nothing"):
+            engine.load("x", graft.adapt(base(), SETTINGS["dora"]).adapter())
         with pytest.raises(ServeError, match=r"the adapter 'x' \(lora\) cannot be served: .*made for another base"):
             engine.load("x", adapter("lora", name="qwen3"))
         for name in ("", "../x", ".x", "a/b", "x" * 200, "a b"):

@@ -30,3 +30,23 @@ class TrainingError(GraftError):
 
 class ServeError(GraftError):
     """A request, an adapter or a setting that cannot be served."""
+
+
+class UnknownAdapter(ServeError):
+    """No adapter has the name that was asked for."""
+
+
+class Overloaded(ServeError):
+    """More requests wait than may: later it may go."""
+
+
+class Stopped(ServeError):
+    """The engine does not run, or stopped before it answered."""
+
+
+class Expired(ServeError):
+    """A request was not answered within its time."""
+
+
+class Failed(ServeError):
+    """A request that could be answered was not, by a fault on this side."""

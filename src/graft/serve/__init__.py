@@ -3,6 +3,7 @@
 from graft.serve.answers import Answer, Handle, Result, Token, Usage
 from graft.serve.counts import Counted, Counts, Histogram
 from graft.serve.engine import Engine
+from graft.serve.fair import Queueing
 from graft.serve.guest import Room
 from graft.serve.sampling import Sampling
 from graft.serve.scoring import Scored
@@ -15,6 +16,7 @@ __all__ = [
     "Engine",
     "Handle",
     "Histogram",
+    "Queueing",
     "Result",
     "Room",
     "Sampling",

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -126,17 +126,28 @@ class Event:
     row: Tensor | None = None
     text: str | None = None
     reason: str = ""
-    error: str = ""
+    error: ServeError | None = None
     scored: Any = None
 
 
-class Handle:
-    """A request on its way. Iterate over its tokens, or ask for the result; for one caller at a time."""
+class Sink(Protocol):
+    """Where the engine's thread puts what it reports; it must not wait there."""
 
-    def __init__(self, sampling: Sampling, usage: Usage, tokenizer: Any, cancel: Callable[[], None]) -> None:
+    def put(self, item: Event, /) -> None:
+        """Take an event."""
+
+
+class Handle:
+    """A request on its way. Iterate over its tokens, or ask for the result; for one caller at a time.
+
+    Where its events go to a sink of the caller's, each is to be given to `take` instead, in order.
+    """
+
+    def __init__(self, sampling: Sampling, usage: Usage, tokenizer: Any, cancel: Callable[[], None], events: Sink | None = None) -> None:
         self.sampling, self.tokenizer, self.cancel = sampling, tokenizer, cancel
         self.spent = usage
-        self.events: SimpleQueue[Event] = SimpleQueue()
+        self.own: SimpleQueue[Event] = SimpleQueue()
+        self.events: Sink = self.own if events is None else events
         self.answers = [Answer() for _ in range(sampling.n)]
         self.texts = [Text(tokenizer, ()) for _ in range(sampling.n)]
         self.open = set(range(sampling.n))
@@ -144,7 +155,7 @@ class Handle:
     def __iter__(self) -> Iterator[Token]:
         """The tokens as they come. Raises ServeError where the request failed."""
         while self.open:
-            token = self.take(self.events.get())
+            token = self.take(self.own.get())
             if token is not None:
                 yield token
 
@@ -153,24 +164,28 @@ class Handle:
         until = None if timeout is None else time.monotonic() + timeout
         while self.open:
             try:
-                self.take(self.events.get(timeout=None if until is None else max(0.0, until - time.monotonic())))
+                self.take(self.own.get(timeout=None if until is None else max(0.0, until - time.monotonic())))
             except Empty as error:
                 raise ServeError(f"no whole answer within {timeout} seconds; cancel() ends the request") from error
+        return self.whole()
+
+    def whole(self) -> Result:
+        """All that was answered until now."""
         done = sum(len(answer.ids) for answer in self.answers)
         return Result(tuple(self.answers), Usage(self.spent.prompt, self.spent.virtual, done))
 
     def scored(self) -> Any:
         """The scores of a text, waited for."""
-        event = self.events.get()
-        if event.error:
-            raise ServeError(event.error)
+        event = self.own.get()
+        if event.error is not None:
+            raise event.error
         return event.scored
 
     def take(self, event: Event) -> Token | None:
         """Add what the engine reported to the answer."""
-        if event.error:
+        if event.error is not None:
             self.open.clear()
-            raise ServeError(event.error)
+            raise event.error
         answer = self.answers[event.index]
         if event.index not in self.open:
             return None

@@ -10,7 +10,9 @@ for each token saying whose it is. Adapters wait in host memory until a request 
 """
 
 import itertools
+import math
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,12 +22,13 @@ from typing import Any
 import torch
 
 from graft.adapter import Adapter
-from graft.errors import ServeError
+from graft.errors import ServeError, Stopped
 from graft.model.residents import Residents
 from graft.model.wiring import Wiring
-from graft.serve.answers import Handle, Text, Usage
+from graft.serve.answers import Handle, Sink, Text, Usage
 from graft.serve.batching import Batching, minor
 from graft.serve.counts import Counts, Tallies, Tally, Trip
+from graft.serve.fair import Fair, Queueing
 from graft.serve.floor import Floor
 from graft.serve.gate import Gate
 from graft.serve.guest import Room
@@ -44,9 +47,18 @@ class Engine:
     """Serves a transformers model, in place: while it lives, the model is the engine's."""
 
     def __init__(
-        self, model: Any, tokenizer: Any = None, *, slots: int = 8, room: Room | None = None, host_bytes: int | None = None
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        *,
+        slots: int = 8,
+        room: Room | None = None,
+        host_bytes: int | None = None,
+        queueing: Queueing | None = None,
     ) -> None:
         """`slots` adapters are on the device at a time, and those of registered folders take `host_bytes` of host memory at most.
+
+        `queueing` says how many may wait, and how requests of adapters take turns (graft.serve.fair).
 
         Raises ServeError where the installed transformers is unknown.
         """
@@ -60,7 +72,7 @@ class Engine:
         self.tallies = Tallies()
         self.library = Library(self.residents, self.tallies, host_bytes, lambda job: self.floor.run(job))
         self.slots = Slots(self.residents, self.rows, slots, self.library.in_host, self.tallies)
-        self.floor = Floor(self.gate, self.slots, min(self.room.requests, self.room.batch), self.room.batch)
+        self.floor = Floor(self.gate, self.slots, Fair(queueing or Queueing()), min(self.room.requests, self.room.batch), self.room.batch)
         self.limits = limits_of(model, tokenizer, self.room.cached)
         self.numbers = itertools.count()
         self.batching: Batching | None = None
@@ -71,10 +83,10 @@ class Engine:
             if self.model.device.type == "cuda":
                 torch.cuda.synchronize()  # slots filled until now were filled on another stream
             self.batching = Batching(self.model, self.floor, self.room)
-            self.floor.dead, self.floor.batching = "", self.batching
+            self.floor.open(self.batching)
             self.batching.start()
             try:
-                handle, tickets = self.tickets([0], None, Sampling(max_tokens=1), None, Tally())
+                handle, tickets = self.tickets([0], None, Sampling(max_tokens=1), None, tally=Tally())
                 self.floor.enqueue(tickets)
                 handle.result()
             except ServeError as error:
@@ -116,7 +128,7 @@ class Engine:
         Requests of the one before run to their end. Raises ServeError, naming adapter and methods, and changes nothing, where it cannot be
         served or belongs to another base; `force` lets a base with the same shapes pass.
         """
-        _, before = self.library.load(name, source, force=force)
+        before = self.library.load(name, source, force=force)[1]
         if before is not None:
             self.floor.retire(before)
         return self.library.served(name)
@@ -142,19 +154,25 @@ class Engine:
 
     # requests
 
-    def submit(self, prompt: Prompt, adapter: str | None = None, sampling: Sampling = GREEDY) -> Handle:
+    def submit(
+        self,
+        prompt: Prompt,
+        adapter: str | None = None,
+        sampling: Sampling = GREEDY,
+        *,
+        deadline: float | None = None,
+        events: Sink | None = None,
+    ) -> Handle:
         """Ask for an answer to a text, its ids or a chat's messages, from an adapter or (None) the bare base.
 
-        Raises ServeError where the engine does not run, no adapter has the name, or the request cannot fit.
+        What is not answered within `deadline` seconds fails (Expired), waiting included. `events` gets what is reported in place of
+        the handle's own queue. Raises Stopped where the engine does not run, UnknownAdapter, Overloaded where too many wait, or ServeError
+        where the request cannot be answered.
         """
         with self.refusals(adapter):
             if sampling.stop and self.tokenizer is None:
                 raise ServeError("stop texts need a tokenizer: Engine(model, tokenizer)")
-            ids = self.running_ids(prompt)
-            with self.library.lock:
-                handle, tickets = self.tickets(ids, self.entry_of(adapter), sampling, None)
-                self.floor.enqueue(tickets)
-            return handle
+            return self.ask([self.running_ids(prompt)], adapter, sampling, None, deadline, events)[0]
 
     def score(self, prompts: Sequence[Prompt], adapter: str | None = None, *, alternatives: int = 0) -> list[Scored]:
         """How likely each token of each text is after those before it, with up to so many of the likeliest in its place.
@@ -162,12 +180,40 @@ class Engine:
         Raises ServeError as `submit` does.
         """
         with self.refusals(adapter):
-            texts = [self.running_ids(prompt) for prompt in prompts]
-            with self.library.lock:
-                entry = self.entry_of(adapter)
-                asked = [self.tickets(ids, entry, GREEDY, alternatives) for ids in texts]
-                self.floor.enqueue([ticket for _, tickets in asked for ticket in tickets])
-        return [handle.scored() for handle, _ in asked]
+            handles = self.ask([self.running_ids(prompt) for prompt in prompts], adapter, GREEDY, alternatives)
+        return [handle.scored() for handle in handles]
+
+    def submit_scoring(
+        self,
+        prompt: Prompt,
+        adapter: str | None = None,
+        *,
+        alternatives: int = 0,
+        deadline: float | None = None,
+        events: Sink | None = None,
+    ) -> Handle:
+        """Ask for a text's scores without waiting for them: the handle's `scored()`, or the event's where `events` gets it."""
+        with self.refusals(adapter):
+            return self.ask([self.running_ids(prompt)], adapter, GREEDY, alternatives, deadline, events)[0]
+
+    def ask(
+        self,
+        texts: Sequence[list[int]],
+        adapter: str | None,
+        sampling: Sampling,
+        told: int | None,
+        deadline: float | None = None,
+        events: Sink | None = None,
+    ) -> list[Handle]:
+        """A request for each text's ids, all of them waiting now."""
+        until = math.inf if deadline is None else time.monotonic() + deadline
+        if adapter is not None:
+            self.library.ready(adapter)
+        with self.library.lock:  # so that no entry is unloaded between its finding and its first request
+            entry = None if adapter is None else self.library.entry_of(adapter)
+            asked = [self.tickets(ids, entry, sampling, told, until, events) for ids in texts]
+            self.floor.enqueue([ticket for _, tickets in asked for ticket in tickets])
+        return [handle for handle, _ in asked]
 
     @contextmanager
     def refusals(self, adapter: str | None) -> Iterator[None]:
@@ -181,27 +227,30 @@ class Engine:
     def running_ids(self, prompt: Prompt) -> list[int]:
         """A prompt's ids, while the engine runs."""
         if self.batching is None or self.floor.dead:
-            raise ServeError(f"the engine does not run: {self.floor.dead or 'start() it'}")
+            raise Stopped(f"the engine does not run: {self.floor.dead or 'start() it'}")
         return ids_of(prompt, self.tokenizer)
 
-    def entry_of(self, adapter: str | None) -> Entry | None:
-        """The entry of a name, read now where it is only registered."""
-        return None if adapter is None else self.library.entry_of(adapter, self.load)
-
     def tickets(
-        self, ids: list[int], entry: Entry | None, sampling: Sampling, told: int | None, tally: Tally | None = None
+        self,
+        ids: list[int],
+        entry: Entry | None,
+        sampling: Sampling,
+        told: int | None,
+        until: float = math.inf,
+        events: Sink | None = None,
+        tally: Tally | None = None,
     ) -> tuple[Handle, list[Ticket]]:
         """A request of an adapter, and its tickets: one for each answer, or (`told` alternatives) one for its scores."""
         virtual, name = (0, None) if entry is None else (entry.virtual, entry.name)
         self.limits.check(ids, virtual, sampling.max_tokens if told is None else 0, name or "")
         whole = [self.limits.vocabulary + number for number in range(virtual)] + ids
         ends = frozenset() if sampling.ignore_end else self.limits.ends
-        handle = Handle(sampling, Usage(len(ids), virtual, 0), self.tokenizer, lambda: self.floor.drop(tickets))
+        handle = Handle(sampling, Usage(len(ids), virtual, 0), self.tokenizer, lambda: self.floor.drop(tickets), events)
         trip = Trip(tally or self.tallies.of(name), sampling.n, len(ids), virtual)
         tickets = [
             Ticket(
                 str(next(self.numbers)), whole, entry, sampling, seed, index, handle, ends,
-                Text(self.tokenizer, sampling.stop) if sampling.stop else None, trip, told,
+                Text(self.tokenizer, sampling.stop) if sampling.stop else None, trip, told, until=until,
             )
             for index, seed in enumerate(sampling.seeds())
         ]  # fmt: skip

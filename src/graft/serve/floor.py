@@ -1,33 +1,30 @@
-"""The floor: the engine's thread at work. Requests wait here for a slot of their adapter, run, and report to their callers.
+"""The floor: the engine's thread at work. Requests wait here for their turn and their adapter's slot, run, and report to their callers.
 
-Between two batches, when nothing runs that could read a slot, jobs are done (adapters loaded and unloaded) and requests admitted: in the
-order they came, but that one whose adapter is in a slot already passes those that wait for one. A slot in use is never taken away, so
-that after `PATIENCE` requests have passed one, all others wait with it until a slot is free.
+Between two batches, when nothing runs that could read a slot, tasks are done (adapters loaded and unloaded), requests end whose time is
+over, and others start, in the order of graft.serve.fair. A slot in use is never taken away.
 """
 
-import itertools
 import threading
-from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from graft.errors import Expired, Failed, ServeError, Stopped
 from graft.serve import sampling as draws
 from graft.serve.answers import CANCELLED, LENGTH, STOP
 from graft.serve.batching import Batching
 from graft.serve.counts import CANCELLED as DROPPED
-from graft.serve.counts import FAILED, FINISHED
+from graft.serve.counts import EXPIRED, FAILED, FINISHED
+from graft.serve.fair import Fair, Start
 from graft.serve.gate import Gate, Needs
 from graft.serve.guest import Scheduled
 from graft.serve.sampling import Sampling
 from graft.serve.scoring import score
 from graft.serve.shelf import Entry, Slots
-from graft.serve.ticket import Ticket
-
-PATIENCE = 32  # requests that may pass one that waits for a slot
+from graft.serve.tasks import Tasks
+from graft.serve.ticket import Due, Ticket
 
 
 class Floor:
@@ -35,23 +32,30 @@ class Floor:
 
     rows, outputs = 1 + draws.ROWS, draws.OUTPUTS
 
-    def __init__(self, gate: Gate, slots: Slots, limit: int, budget: int) -> None:
-        self.gate, self.slots, self.limit, self.budget = gate, slots, limit, budget
+    def __init__(self, gate: Gate, slots: Slots, fair: Fair, limit: int, budget: int) -> None:
+        self.gate, self.slots, self.fair, self.limit, self.budget = gate, slots, fair, limit, budget
         self.batching: Batching | None = None
         self.lock = threading.Lock()
-        self.waiting: deque[Ticket] = deque()
         self.running: dict[str, Ticket] = {}
-        self.jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self.tasks = Tasks()
+        self.due = Due()
+        self.ended = False  # whether some were ended where they wait
         self.draws = draws.Draws()
         self.state: object = None
         self.dead = ""
 
     # for any thread
 
+    def open(self, batching: Batching) -> None:
+        """An engine runs from now on."""
+        self.dead, self.batching = "", batching
+        self.tasks.take(True)
+
     def enqueue(self, tickets: Sequence[Ticket]) -> None:
-        """Let requests wait for their turn."""
+        """Let one adapter's requests wait for their turn. Raises Overloaded where too many do."""
         with self.lock:
-            self.waiting.extend(tickets)
+            self.fair.add(tickets)
+            self.due.add(tickets)
             for ticket in tickets:
                 if ticket.entry is not None:
                     ticket.entry.waiting += 1
@@ -60,11 +64,15 @@ class Floor:
     def drop(self, tickets: Sequence[Ticket]) -> None:
         """Cancel requests, whether they wait or run."""
         for ticket in tickets:
-            ticket.dropped = True
-            ticket.end(DROPPED, reason=CANCELLED)
-            if self.batching is not None:
-                self.batching.cancel(ticket.name)
+            self.cancel(ticket, DROPPED, reason=CANCELLED)
         self.wake()
+
+    def cancel(self, ticket: Ticket, outcome: str, **event: Any) -> None:
+        """End a request before its end."""
+        ticket.end(outcome, **event)
+        batching, self.ended = self.batching, True
+        if batching is not None and ticket.name in self.running:
+            batching.cancel(ticket.name)
 
     def asked(self) -> list[Ticket]:
         """All that wait or run."""
@@ -75,24 +83,15 @@ class Floor:
         """Those that wait, and those that run."""
         with self.lock:
             running = dict(self.running)
-            return [one for one in self.waiting if one.name not in running], list(running.values())
+            return [one for one in self.fair.waiting() if one.name not in running], list(running.values())
 
     def idle(self) -> bool:
         """Whether there are none."""
         return not self.asked()
 
     def run(self, job: Callable[[], Any]) -> Any:
-        """What a job returns, done between two batches; or here, where no engine runs."""
-        done: Future[Any] = Future()
-        with self.lock:
-            inline = self.batching is None
-            if not inline:
-                self.jobs.append((job, done))
-        if inline:
-            with torch.inference_mode(False), torch.no_grad():
-                return job()
-        self.wake()
-        return done.result()
+        """What a job returns, done between two batches; or here, where no engine runs. For any other thread."""
+        return self.tasks.run(job, self.wake)
 
     def wake(self) -> None:
         """Let the engine's thread look for work."""
@@ -105,51 +104,57 @@ class Floor:
     @torch.no_grad()
     def between(self) -> None:
         """Do what must not happen while a batch runs."""
-        if self.batching is None or not (self.jobs or self.waiting):
+        if self.batching is None or not (self.tasks.queue or self.fair.count or self.due.heap):
             return
+        self.expire()
         with self.batching.stream:
-            while self.jobs:
-                job, done = self.jobs.popleft()
-                attempt(job, done)
+            self.tasks.do()
             self.admit()
         state = self.slots.state()
         if state != self.state:
             self.batching.forget_graphs(lambda variant: variant[0].adapters)
             self.state = state
 
+    def expire(self) -> None:
+        """End the requests whose time is over."""
+        with self.lock:
+            over = self.due.over(self.fair.count + len(self.running))
+        for ticket in over:
+            self.cancel(ticket, EXPIRED, error=Expired(f"a request for {ticket.what} was not answered within its time"))
+
     def admit(self) -> None:
         """Start what can start; a request is always found among those that wait, or those that run."""
-        queue = list(self.waiting)
-        stuck: list[Ticket] = []
-        scores: list[Ticket] = []
-        later: list[Ticket] = []
-        for ticket in queue:
-            full = len(self.running) >= self.limit or any(one.passed >= PATIENCE for one in stuck)
-            if ticket.dropped:
+        if self.ended:
+            self.ended = False
+            for ticket in self.fair.sweep():
                 self.leave(ticket, "waiting")
-            elif full or (ticket.told is not None and scores and padded([*scores, ticket]) > self.budget):
-                later.append(ticket)
-            elif not self.start(ticket):
-                stuck.append(ticket)
-                later.append(ticket)
-            else:
-                scores += [ticket] if ticket.told is not None and ticket.name in self.running else []
-                for one in stuck:
-                    one.passed += 1
-        self.score(scores)
-        with self.lock:
-            self.waiting = deque([*later, *itertools.islice(self.waiting, len(queue), None)])
+        scores: list[Ticket] = []
 
-    def start(self, ticket: Ticket) -> bool:
-        """Hand a request to the engine; False where its adapter finds no slot."""
+        def start(ticket: Ticket, kept: Callable[[Entry], bool]) -> Start:
+            if ticket.told is not None and scores and padded([*scores, ticket]) > self.budget:
+                return Start.LATER
+            found = self.start(ticket, kept)
+            if ticket.told is not None and found is Start.GONE:
+                scores.append(ticket)
+            return found
+
+        self.fair.admit(lambda: len(self.running) >= self.limit, start)
+        self.score(scores)
+
+    def start(self, ticket: Ticket, kept: Callable[[Entry], bool]) -> Start:
+        """Hand a request to the engine, if its adapter finds a slot."""
         entry = ticket.entry
-        try:
-            if entry is not None and not self.slots.take(entry):
-                return False
-        except Exception as error:  # an adapter's folder may be gone: that is this request's fate, not the engine's
-            ticket.end(FAILED, error=f"{ticket.what} cannot be brought to the device: {error}")
+        if ticket.closed:
             self.leave(ticket, "waiting")
-            return True
+            return Start.FREE
+        try:
+            if entry is not None and not self.slots.take(entry, kept):
+                return Start.STUCK
+        except Exception as error:  # an adapter's folder may be gone: that is this request's fate, not the engine's
+            why = error if isinstance(error, ServeError) else Failed(f"{ticket.what} cannot be brought to the device: {error}")
+            ticket.end(FAILED, error=why)
+            self.leave(ticket, "waiting")
+            return Start.FREE
         if entry is not None:
             with self.lock:
                 entry.waiting, entry.running = entry.waiting - 1, entry.running + 1
@@ -158,7 +163,9 @@ class Floor:
         if self.batching is not None and ticket.told is None:
             salt = b"" if entry is None else entry.digest
             self.batching.add(ticket.name, ticket.ids, ticket.sampling.max_tokens, ticket.ends, salt)
-        return True
+            if ticket.closed:  # cancelled in between, before the engine knew it
+                self.batching.cancel(ticket.name)
+        return Start.GONE
 
     def score(self, tickets: list[Ticket]) -> None:
         """Score texts in one forward."""
@@ -170,7 +177,7 @@ class Floor:
                 ticket.end(FINISHED, scored=own)
         except Exception as error:  # of memory, most likely: the engine goes on
             for ticket in tickets:
-                ticket.end(FAILED, error=f"a text for {ticket.what} could not be scored: {error}")
+                ticket.end(FAILED, error=Failed(f"a text for {ticket.what} could not be scored: {error}"))
         for ticket in tickets:
             self.leave(ticket, "running")
 
@@ -216,10 +223,12 @@ class Floor:
         if ticket is None:
             return
         if error:
-            ticket.end(FAILED, error=f"a request for {ticket.what} failed: {error}")
+            ticket.end(FAILED, error=Failed(f"a request for {ticket.what} failed: {error}"))
         for number in tokens[ticket.seen :]:
             text = None if ticket.text is None else "" if number in ticket.ends else ticket.text.push(number)
-            ticket.tell(id=number, row=row, text=text)
+            heard = ticket.tell(id=number, row=row, text=text)
+            if not heard and not ticket.closed:
+                self.drop([ticket])
             if ticket.text is not None and ticket.text.ended and not ticket.closed:
                 ticket.end(FINISHED, reason=STOP, text="")
                 if not finished and self.batching is not None:
@@ -237,13 +246,14 @@ class Floor:
 
     def leave(self, ticket: Ticket, where: str) -> None:
         """A request waits or runs no longer; the last of an adapter that was unloaded takes it along."""
-        self.running.pop(ticket.name, None)
+        if self.running.pop(ticket.name, None) is not None and ticket.unused:
+            self.fair.refund(ticket, ticket.unused)
         entry = ticket.entry
         if entry is not None:
             with self.lock:
                 setattr(entry, where, getattr(entry, where) - 1)
             if entry.retired and not entry.waiting and not entry.running:
-                self.jobs.append((lambda: self.vacate(entry), Future()))
+                self.tasks.later(lambda: self.vacate(entry))
 
     def retire(self, entry: Entry) -> None:
         """No name leads to an adapter any more: give it back with its last request, or now. For any thread."""
@@ -265,26 +275,16 @@ class Floor:
         """Nothing runs any more: tell all who wait."""
         with self.lock:
             self.dead, self.batching = reason, None
-            left, jobs = [*self.waiting, *self.running.values()], [*self.jobs]
-            self.waiting.clear()
+            left = list(dict.fromkeys([*self.fair.clear(), *self.running.values()]))
             self.running.clear()
-            self.jobs.clear()
+            self.due = Due()
         for ticket in left:
-            ticket.end(FAILED, error=f"a request for {ticket.what} was not answered: {reason}")
+            ticket.end(FAILED, error=Stopped(f"a request for {ticket.what} was not answered: {reason}"))
             if ticket.entry is not None:
                 ticket.entry.waiting = ticket.entry.running = 0
-        for job, done in jobs:
-            attempt(job, done)
+        self.tasks.take(False)
 
 
 def padded(tickets: Sequence[Ticket]) -> int:
     """How many tokens texts make, each as long as the longest."""
     return len(tickets) * max(len(ticket.ids) for ticket in tickets)
-
-
-def attempt(job: Callable[[], Any], done: "Future[Any]") -> None:
-    """Do a job; an error is for who asked, not for the engine."""
-    try:
-        done.set_result(job())
-    except BaseException as error:
-        done.set_exception(error)

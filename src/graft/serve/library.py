@@ -14,11 +14,14 @@ from typing import Any
 
 from graft import formats
 from graft.adapter import Adapter
-from graft.errors import GraftError, ServeError
+from graft.errors import GraftError, ServeError, UnknownAdapter
+from graft.forms import is_idle
 from graft.model.ground import ground
 from graft.model.residents import Prepared, Residents
 from graft.serve.counts import Tallies
 from graft.serve.shelf import Entry, Served, check_name, check_servable, digest_of, lean, length_of, methods_of
+
+DOORS = 64
 
 
 class Library:
@@ -31,6 +34,7 @@ class Library:
         self.folders: dict[str, Path] = {}
         self.entries: dict[str, Entry] = {}
         self.lock, self.tiers = threading.RLock(), threading.Lock()
+        self.doors = [threading.Lock() for _ in range(DOORS)]
         self.uses = itertools.count(1)
 
     def register(self, name: str, folder: str | Path) -> None:
@@ -43,16 +47,25 @@ class Library:
                 raise ServeError(f"the adapter name {name!r} is taken: unload it first, or choose another")
             self.folders[name] = Path(folder)
 
-    def load(self, name: str, source: Adapter | str | Path | None, *, force: bool) -> tuple[Entry, Entry | None]:
-        """Read an adapter into host memory: its entry, and the one that had the name before. Raises ServeError, changing nothing."""
+    def load(self, name: str, source: Adapter | str | Path | None = None, *, force: bool = False) -> tuple[Entry, Entry | None]:
+        """Read an adapter into host memory: its entry, and the one that had the name before. Raises ServeError, changing nothing.
+
+        Only loads of one name wait for each other: requests go on meanwhile.
+        """
         check_name(name)
+        with self.door(name):
+            return self.loaded(name, source, force=force)
+
+    def loaded(self, name: str, source: Adapter | str | Path | None, *, force: bool) -> tuple[Entry, Entry | None]:
+        """The same, behind the name's door."""
         began = time.monotonic()
+        given = self.folder_of(name) if source is None else source
+        adapter = given if isinstance(given, Adapter) else self.read(name, given)
+        entry = self.enter(name, adapter, force=force)
+        entry.used = next(self.uses)
         with self.lock:
-            if source is None and name not in self.folders:
-                raise ServeError(f"no adapter {name!r} is registered: there are {self.known()}")
-            given = self.folders[name] if source is None else source
-            adapter = given if isinstance(given, Adapter) else self.read(name, given)
-            entry = self.enter(name, adapter, force=force)
+            if source is None and self.folders.get(name) != given:
+                raise UnknownAdapter(f"the adapter {name!r} was unloaded while it was read")
             if not isinstance(given, Adapter):
                 entry.folder = self.folders[name] = Path(given)
             before, self.entries[name] = self.entries.get(name), entry
@@ -60,24 +73,45 @@ class Library:
         self.make_room(entry)
         return entry, before
 
+    def folder_of(self, name: str) -> Path:
+        """The folder that is registered by a name."""
+        with self.lock:
+            if name not in self.folders:
+                raise UnknownAdapter(f"no adapter {name!r} is registered: there are {self.known()}")
+            return self.folders[name]
+
+    def door(self, name: str) -> threading.Lock:
+        """A lock for what takes long with one name."""
+        return self.doors[hash(name) % DOORS]
+
     def forget(self, name: str) -> Entry | None:
         """Let no name lead to an adapter any more; its entry, if it was read. Raises ServeError where there is none."""
         with self.lock:
             if not self.knows(name):
-                raise ServeError(f"no adapter {name!r} is here to unload: there are {self.known()}")
+                raise UnknownAdapter(f"no adapter {name!r} is here to unload: there are {self.known()}")
             self.folders.pop(name, None)
             return self.entries.pop(name, None)
 
-    def entry_of(self, name: str, load: Callable[[str], object]) -> Entry:
-        """The entry of a name, by `load` read now where it is only registered. Raises ServeError where there is none."""
-        with self.lock:
-            if name not in self.entries:
-                if name not in self.folders:
-                    raise ServeError(f"no adapter {name!r} is served here: there are {self.known()}")
-                load(name)
-            entry = self.entries[name]
-            entry.used = next(self.uses)
-            return entry
+    def ready(self, name: str) -> None:
+        """See to it, while others go on, that an adapter is in host memory. Raises ServeError where it cannot be."""
+        entry = self.entries.get(name)
+        if entry is not None and (entry.prepared is not None or entry.slot is not None):
+            return
+        with self.door(name):
+            entry = self.entries.get(name)
+            if entry is None:
+                if name in self.folders:
+                    self.loaded(name, None, force=False)
+            elif entry.prepared is None and entry.slot is None:
+                self.bring(entry, self.run)
+
+    def entry_of(self, name: str) -> Entry:
+        """The entry of a name that is ready. Raises UnknownAdapter where there is none. Under `lock`, until a request of it is enqueued."""
+        if name not in self.entries:
+            raise UnknownAdapter(f"no adapter {name!r} is served here: there are {self.known()}")
+        entry = self.entries[name]
+        entry.used = next(self.uses)
+        return entry
 
     def knows(self, name: str) -> bool:
         """Whether the name is registered or loaded."""
@@ -123,6 +157,8 @@ class Library:
             prepared: Prepared = self.run(prepare)
         except GraftError as error:
             raise ServeError(f"the adapter {name!r} ({methods}) cannot be served: {error}") from error
+        if prepared.virtual is None and all(is_idle(form) for forms in prepared.plan.values() for _, form in forms):
+            raise ServeError(f"{what} changes nothing: it is as it was before any training, and the base answers the same")
         virtual = prepared.virtual
         size = sum(value.numel() * value.element_size() for value in prepared.tensors())
         unshifted = virtual is not None and not virtual.shift
@@ -149,14 +185,19 @@ class Library:
     def in_host(self, entry: Entry) -> Prepared:
         """An adapter's forms in host memory, read again where they had to leave it."""
         prepared = entry.prepared  # once: another thread may make room at any time
-        if prepared is None:
-            if entry.folder is None:
-                raise ServeError("it was unloaded")
-            began = time.monotonic()
-            adapter = self.read(entry.name, entry.folder)
-            if digest_of(adapter) != entry.digest:
-                raise ServeError(f"what lies in {entry.folder} is not what was loaded: load {entry.name!r} again")
-            entry.prepared = prepared = self.prepared(adapter)
-            self.tallies.of(entry.name).took("load", time.monotonic() - began)
-            self.make_room(entry)
+        return self.bring(entry, lambda job: job()) if prepared is None else prepared
+
+    def bring(self, entry: Entry, run: Callable[[Callable[[], Any]], Any]) -> Prepared:
+        """Read forms again that had to leave host memory. Raises ServeError where the folder holds something else now."""
+        if entry.folder is None:
+            raise ServeError(f"the adapter {entry.name!r} was unloaded")
+        began = time.monotonic()
+        adapter = self.read(entry.name, entry.folder)
+        if digest_of(adapter) != entry.digest:
+            what = f"the adapter {entry.name!r} ({entry.methods})"
+            raise ServeError(f"what lies in {entry.folder} is not what was loaded as {what}: load it again")
+        prepared: Prepared = run(lambda: self.prepared(adapter))
+        entry.prepared = prepared
+        self.tallies.of(entry.name).took("load", time.monotonic() - began)
+        self.make_room(entry)
         return prepared

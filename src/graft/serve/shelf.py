@@ -118,11 +118,12 @@ class Slots:
         self.order: OrderedDict[Entry, None] = OrderedDict()  # the one used longest ago first
         self.evictions = 0
 
-    def take(self, entry: Entry) -> bool:
-        """Give an entry a slot, if it has none; False where every slot is in use."""
+    def take(self, entry: Entry, kept: Callable[[Entry], bool] = lambda entry: False) -> bool:
+        """Give an entry a slot, if it has none; False where every slot is in use, or `kept` for what waits for it."""
         if entry.slot is None:
             if not self.free:
-                idle = next((other for other in self.order if not other.running), None)
+                able = [other for other in self.order if not other.running and not kept(other)]
+                idle = min(able, key=lambda other: other.waiting > 0, default=None)  # of equals the one used longest ago
                 if idle is None:
                     return False
                 self.leave(idle)
