@@ -251,7 +251,7 @@ def test_registered_folders_are_read_when_asked_for_and_leave_host_memory(tmp_pa
         assert 1 <= len(held) < len(names)
         gone = next(entry for entry in engine.library.entries.values() if entry.prepared is None and entry.slot is None)
         shaken(gone.name, seed=8).save(tmp_path / gone.name)
-        with pytest.raises(ServeError, match=f"the adapter '{gone.name}' .* is not what was loaded: load"):
+        with pytest.raises(ServeError, match=f"the adapter '{gone.name}' .* is not what was loaded: load it again"):
             engine.submit(prompt(7), gone.name, GREEDY).result(60)
         engine.load(gone.name)
         assert engine.submit(prompt(7), gone.name, GREEDY).result(60).ids == alone(gone.name, prompt(7), seed=8)

@@ -194,8 +194,7 @@ class Library:
         began = time.monotonic()
         adapter = self.read(entry.name, entry.folder)
         if digest_of(adapter) != entry.digest:
-            what = f"the adapter {entry.name!r} ({entry.methods})"
-            raise ServeError(f"what lies in {entry.folder} is not what was loaded as {what}: load it again")
+            raise ServeError(f"what lies in the folder of the adapter {entry.name!r} ({entry.methods}) is not what was loaded: load it again")
         prepared: Prepared = run(lambda: self.prepared(adapter))
         entry.prepared = prepared
         self.tallies.of(entry.name).took("load", time.monotonic() - began)
