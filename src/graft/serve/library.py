@@ -194,7 +194,8 @@ class Library:
         began = time.monotonic()
         adapter = self.read(entry.name, entry.folder)
         if digest_of(adapter) != entry.digest:
-            raise ServeError(f"what lies in the folder of the adapter {entry.name!r} ({entry.methods}) is not what was loaded: load it again")
+            what = f"the adapter {entry.name!r} ({entry.methods})"
+            raise ServeError(f"what lies in the folder of {what} is not what was loaded: load it again")
         prepared: Prepared = run(lambda: self.prepared(adapter))
         entry.prepared = prepared
         self.tallies.of(entry.name).took("load", time.monotonic() - began)
