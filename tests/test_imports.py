@@ -9,7 +9,7 @@ import graft
 
 ROOT = Path(graft.__file__).parent
 LADDER = [
-    {"errors", "files", "theme"},
+    {"errors", "files", "deferred", "theme"},
     {"site", "kernels", "data", "config"},
     {"forms"},
     {"method", "pack"},

@@ -24,6 +24,9 @@ def plan(
     html: Annotated[Path | None, typer.Option(help="Also write a page to this file.")] = None,
 ) -> None:
     """Say what every method costs on a model, how to train it in a memory, and which to take, from the model's config alone."""
+    from graft.deferred import defer
+
+    defer()
     from graft.plan import plan_and_show
 
     plan_and_show(model, out, data=data, memory=memory, gpu=gpu, examples=examples, need=need, why_not=why_not, json=json, html=html)

@@ -10,6 +10,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     PretrainedConfig,
 )
+from transformers.initialization import no_init_weights
 
 from graft import adapter
 from graft.errors import ModelError
@@ -28,8 +29,10 @@ def skeleton(config: PretrainedConfig) -> Any:
     named = (config.architectures or [""])[0]
     encodes = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
     auto = AutoModelForSequenceClassification if encodes or named.endswith("ForSequenceClassification") else AutoModelForCausalLM
-    with quiet(), as_model_error(config.model_type, "check its config"), torch.device("meta"):
-        return auto.from_config(config)
+    with quiet(), as_model_error(config.model_type, "check its config"), torch.device("meta"), no_init_weights():
+        model = auto.from_config(config)
+    model.tie_weights()
+    return model
 
 
 def count(model_or_config: Any, method: Method | Sequence[Method]) -> int:
