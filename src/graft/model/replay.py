@@ -22,7 +22,9 @@ class Replay:
         """Do the work, which depends on these tensors."""
         found = list(tensors)
         places = [value.data_ptr() for value in found]
-        if self.graph is None or places != self.places:
+        if found and found[0].is_cuda and torch.cuda.is_current_stream_capturing():  # a graph cannot be recorded into another
+            self.work()
+        elif self.graph is None or places != self.places:
             self.work()
             self.graph, self.places = self.recorded() if found and found[0].is_cuda else None, places
         else:
