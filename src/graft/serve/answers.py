@@ -92,7 +92,9 @@ class Text:
         before, now = self.decoded(self.ids[self.start : self.shown]), self.decoded(self.ids[self.start :])
         if now.endswith(UNFINISHED):
             return ""
-        self.start, self.shown = self.shown, len(self.ids)
+        if now != before:  # else a special token, which is no text: the next one is still read after the word before it
+            self.start = self.shown
+        self.shown = len(self.ids)
         return self.cut(self.waiting + now[len(before) :])
 
     def cut(self, text: str) -> str:
