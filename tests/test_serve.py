@@ -10,6 +10,7 @@ import torch
 
 import graft
 from graft.errors import ServeError
+from graft.model.slots import Slot
 from graft.serve import Engine, Room, Sampling, batching
 from settings import SETTINGS
 from tiny import tiny
@@ -138,6 +139,27 @@ def test_a_prefix_without_a_shift_where_positions_are_counted():
     with loaded("prefix_unshifted", "lora") as engine:
         for ids in (prompt(1), prompt(9)):
             assert engine.submit(ids, "prefix_unshifted", GREEDY).result(60).ids == alone("prefix_unshifted", ids)
+
+
+def test_a_batch_of_the_base_alone_runs_as_if_no_adapter_were_there(monkeypatch):
+    """No module's slot runs in it, nor is anything asked of the slots while who waits has a deadline; adapters go on being right."""
+    ran, forward = [], Slot.forward
+
+    def counted(self, *args):
+        ran.append(self)
+        return forward(self, *args)
+
+    monkeypatch.setattr(Slot, "forward", counted)
+    with loaded("lora", "prefix") as engine:
+        for one in ("lora", None, "prefix", None, "lora"):
+            ran.clear()
+            asked, state = [], engine.slots.state
+            monkeypatch.setattr(engine.slots, "state", lambda asked=asked, state=state: asked.append(1) or state())
+            assert engine.submit(prompt(9), one, GREEDY, deadline=60).result(60).ids == alone(one, prompt(9)), one
+            assert bool(ran) == (one is not None)
+            assert len(asked) <= 1
+        assert engine.score([prompt(9)], "lora")
+        assert engine.submit(prompt(9), None, GREEDY).result(60).ids == alone(None, prompt(9))
 
 
 def test_the_head_sees_the_slots_of_the_positions_it_runs_at():

@@ -21,14 +21,16 @@ class Wiring:
         self.model = model
         self.routing = Routing()
         self.slots: dict[str, Slot] = {}
+        self.modules: dict[str, Any] = {}  # of slots, found once: what happens before a batch is to be quick
         self.doorway: Doorway | None = None
-        self.attached = False
+        self.attached = self.bypassed = False
         self.trained = {name: value.requires_grad for name, value in model.named_parameters()}
 
     def slot(self, path: str) -> Slot:
         """The slot of a module; made (and attached, if the rest is) when first needed."""
         if path not in self.slots:
             module = self.model.get_submodule(path)
+            self.bypass(False)
             self.slots[path] = Slot(module, self.routing)
             self.slots[path].ends = module is self.model.get_output_embeddings()
             if self.attached:
@@ -75,8 +77,17 @@ class Wiring:
             self.doorway.attach(self.model)
         self.attached = True
 
+    def bypass(self, off: bool) -> None:
+        """Run every module as if nothing were attached, or (`off` is False) through its slot again: for batches of the bare base alone."""
+        if off != self.bypassed:
+            for path in self.slots:
+                self.modules[path] = self.modules.get(path) or self.model.get_submodule(path)
+                slots.bypass(self.modules[path], off)
+            self.bypassed = off
+
     def detach(self) -> None:
         """Take everything off: the model is what it was before, to the bit."""
+        self.bypass(False)
         for path in self.slots:
             slots.detach(self.model.get_submodule(path))
         if self.doorway is not None:

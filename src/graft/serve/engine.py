@@ -68,7 +68,7 @@ class Engine:
         self.residents = Residents(self.wiring, slots + 1)
         self.rows = VirtualRows(slots + 1, model.device, model.dtype)
         self.wiring.attach()
-        self.gate = Gate(model, self.wiring.routing, self.rows)
+        self.gate = Gate(model, self.wiring, self.rows)
         self.tallies = Tallies()
         self.library = Library(self.residents, self.tallies, host_bytes, lambda job: self.floor.run(job))
         self.slots = Slots(self.residents, self.rows, slots, self.library.in_host, self.tallies)

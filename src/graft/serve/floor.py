@@ -110,7 +110,9 @@ class Floor:
         with self.batching.stream:
             self.tasks.do()
             self.admit()
-        state = self.slots.state()
+        if not self.slots.changed:
+            return
+        state, self.slots.changed = self.slots.state(), False
         if state != self.state:
             self.batching.forget_graphs(lambda variant: variant[0].adapters)
             self.state = state

@@ -2,8 +2,9 @@
 
 The engine packs tokens of many requests into one row [1, T]. At the root each token gets its slot, ids of virtual tokens become ids that
 the embeddings know, and positions of texts that their prefix does not shift are moved back; at the embeddings and in the cache virtual
-tokens get what is theirs. All of that is left out where the batch needs none of it (`Needs`), so that rows of the bare base cost
-nothing. No value is looked at on the host: a recorded CUDA graph serves every batch with the same needs.
+tokens get what is theirs. All of that is left out where the batch needs none of it (`Needs`), and a batch of the bare base alone runs
+through no slot, so that it costs nothing that adapters are there. No value is looked at on the host: a recorded CUDA graph serves every
+batch with the same needs.
 """
 
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from graft.model.routing import Routing
+from graft.model.wiring import Wiring
 from graft.serve.batching import token_rows
 from graft.serve.virtual import Present, VirtualRows
 
@@ -29,8 +30,8 @@ class Needs(NamedTuple):
 class Gate:
     """The hooks of one served model. Row 0 of the engine's numbers is each token's slot."""
 
-    def __init__(self, model: Any, routing: Routing, rows: VirtualRows) -> None:
-        self.model, self.routing, self.rows = model, routing, rows
+    def __init__(self, model: Any, wiring: Wiring, rows: VirtualRows) -> None:
+        self.model, self.wiring, self.routing, self.rows = model, wiring, wiring.routing, rows
         self.vocabulary = int(model.get_input_embeddings().weight.shape[0])
         self.needs = Needs()
         self.present: Present | None = None
@@ -47,6 +48,7 @@ class Gate:
 
     def enter(self, model: Any, args: tuple[Any, ...], call: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Before a forward of the engine."""
+        self.wiring.bypass(not self.needs.adapters)
         rows = token_rows(call) if self.needs.adapters else None
         if rows is None:
             return None
@@ -65,6 +67,7 @@ class Gate:
     def around(self, ids: Tensor, slots: Tensor) -> Iterator[dict[str, Tensor]]:
         """The call of a plain forward of ids [rows, T] with a slot each, virtual ones included."""
         where = torch.arange(ids.shape[1], device=ids.device).expand_as(ids) - self.rows.back[slots]
+        self.wiring.bypass(False)
         self.routing.slots, self.present = slots, Present(self.rows, ids, slots, self.vocabulary)
         try:
             yield {"input_ids": torch.where(ids >= self.vocabulary, 0, ids), "position_ids": where.clamp_min(0)}

@@ -116,7 +116,7 @@ class Slots:
         self.residents, self.rows, self.count, self.read, self.tallies = residents, rows, count, read, tallies
         self.free = list(range(1, count + 1))
         self.order: OrderedDict[Entry, None] = OrderedDict()  # the one used longest ago first
-        self.evictions = 0
+        self.evictions, self.changed = 0, False  # changed: whether any was filled or emptied since that was last asked
 
     def take(self, entry: Entry, kept: Callable[[Entry], bool] = lambda entry: False) -> bool:
         """Give an entry a slot, if it has none; False where every slot is in use, or `kept` for what waits for it."""
@@ -137,7 +137,7 @@ class Slots:
     def place(self, entry: Entry, prepared: Prepared) -> None:
         """Copy an entry's forms into a free slot; where that fails, as for want of memory, the slot is free again."""
         began, device = time.monotonic(), self.residents.model.device
-        entry.slot = self.free.pop(0)
+        entry.slot, self.changed = self.free.pop(0), True
         try:
             here = prepared.mapped(lambda value: value.to(device))
             self.residents.put(entry.slot, here)
@@ -154,7 +154,7 @@ class Slots:
             self.residents.empty(entry.slot)
             self.rows.free(entry.slot)
             self.free.insert(0, entry.slot)
-            entry.slot = None
+            entry.slot, self.changed = None, True
             self.order.pop(entry, None)
 
     def state(self) -> tuple[object, ...]:
