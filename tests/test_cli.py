@@ -16,13 +16,13 @@ from graft import cli
 from graft_rows import write_rows
 
 FLAGS = {
-    "compare": "bad-rows batch-size budget checkpointing compile config data eval-data eval-limit full grad-accum max-length max-steps "
-    "methods metric model nf4 output-dir seed seeds trials",
+    "compare": "bad-rows batch-size budget checkpointing compile config cuda-graphs data eval-data eval-limit full grad-accum max-length "
+    "max-steps methods metric model nf4 output-dir seed seeds trials",
     "report": "",
     "demo": "output-dir",
     "preview": "bad-rows data max-length model rows",
-    "train": "bad-rows batch-size checkpointing clip compile config data epochs eval-data eval-every grad-accum learning-rate max-length "
-    "max-steps method metric model nf4 optimizer output-dir patience schedule seed set strict tracker warmup weight-decay",
+    "train": "bad-rows batch-size checkpointing clip compile config cuda-graphs data epochs eval-data eval-every grad-accum learning-rate "
+    "max-length max-steps method metric model nf4 optimizer output-dir patience schedule seed set strict tracker warmup weight-decay",
     "eval": "adapter batch-size data eval-limit metric model nf4",
     "merge": "adapter data into max-gap model nf4 output-dir requantise rows",
     "combine": "adapter model output-dir rank weight",

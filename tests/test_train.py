@@ -20,7 +20,7 @@ from graft.model import regional
 from graft.model.adapted import adapt
 from graft.model.families import is_causal
 from graft.model.supervised import token_losses
-from graft.train import TrainConfig, loop, step, train
+from graft.train import TrainConfig, gradient, loop, step, train
 from graft.train.interrupt import Interrupt
 from graft.train.meter import PeakMemory
 from graft.train.progress import Steps, duration
@@ -155,14 +155,13 @@ def test_every_method_trains_on_a_bfloat16_base_and_leaves_it_as_it_was(name, ti
 
 def spoiled(monkeypatch, since, accum=1):
     """From the given step on, the losses of the batch's second row are NaN."""
-    real, calls = step.token_losses, []
+    real, calls = gradient.losses_at, []
 
-    def token_losses(model, batch):
+    def losses_at(model, given, places):
         calls.append(1)
-        losses, rows = real(model, batch)
-        return torch.where((rows == 1) & torch.tensor(len(calls) > (since - 1) * accum), torch.nan, losses), rows
+        return torch.where((places.rows == 1) & torch.tensor(len(calls) > (since - 1) * accum), torch.nan, real(model, given, places))
 
-    monkeypatch.setattr(step, "token_losses", token_losses)
+    monkeypatch.setattr(gradient, "losses_at", losses_at)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_row(monkeypatch):
@@ -344,7 +343,8 @@ def plainly(monkeypatch):
     logging.getLogger("torch.__trace").setLevel(logging.WARNING)
     shapes = []
     monkeypatch.setattr(regional, "inductor", lambda graph, _: graph.forward)
-    monkeypatch.setattr(step, "token_losses", lambda model, batch, real=token_losses: shapes.append(batch) or real(model, batch))
+    real = gradient.losses_at
+    monkeypatch.setattr(gradient, "losses_at", lambda model, given, places: shapes.append(given) or real(model, given, places))
     yield shapes
     torch._dynamo.reset()
 

@@ -67,6 +67,7 @@ class TrainJob:
     nf4: bool = False
     checkpointing: bool = False
     compile: str = "auto"
+    cuda_graphs: str = "auto"
     strict: bool = False
     optimizer: str = "adamw"
     tracker: str = "none"

@@ -13,6 +13,7 @@ from graft.cli.options import (
     Checkpointing,
     Compile,
     ConfigFile,
+    CudaGraphs,
     Data,
     GradAccum,
     MaxLength,
@@ -50,6 +51,7 @@ def compare(
     nf4: Nf4 = False,
     checkpointing: Checkpointing = False,
     compile: Compile = "auto",
+    cuda_graphs: CudaGraphs = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the split and the first run.")] = 0,
     config: ConfigFile = None,
 ) -> None:

@@ -45,6 +45,7 @@ class CompareConfig:
     nf4: bool = False
     checkpointing: bool = False
     compile: str = "auto"
+    cuda_graphs: str = "auto"
     shots: tuple[int, ...] = (1, 2, 4, 8)
     seed: int = 0
     demo: bool = False

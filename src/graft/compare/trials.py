@@ -102,6 +102,7 @@ def fit(bench: Bench, adapted: Adapted, rate: float, seed: int, label: str) -> T
         seed=seed,
         checkpointing=config.checkpointing,
         compile=config.compile,
+        cuda_graphs=config.cuda_graphs,
     )
     held_out = bench.material.validated(config, bench.bounds)
     tokenizer = bench.loaded.tokenizer

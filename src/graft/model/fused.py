@@ -160,6 +160,10 @@ class Fused:
             self.replay(self.trained())
         self.due = False
 
+    def changed(self) -> None:
+        """Take it that the branches have changed since the last forward that was seen here."""
+        self.state = None
+
     def trained(self) -> Iterator[nn.Parameter]:
         """The parameters of the groups that prepare."""
         return (value for group in self.ahead for slot in group.slots for value in slot.parameters())

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -25,10 +26,13 @@ from graft.data import Example, epochs
 from graft.errors import TrainingError
 from graft.kernels.optimizers import optimizer
 from graft.model.checkpointing import checkpointed
-from graft.model.fused import Ran
+from graft.model.families import is_causal
+from graft.model.fused import Fused, Ran
+from graft.model.recorded import Recorder, recordable
 from graft.model.regional import pays, regional
 from graft.model.supervised import token_losses
 from graft.train import guards
+from graft.train.gradient import gradient
 from graft.train.meter import PeakMemory
 from graft.train.progress import Steps
 from graft.train.recipe import Step, TrainConfig, TrainResult
@@ -80,6 +84,7 @@ def train(
         stack.enter_context(_training(run))
         run.ran = stack.enter_context(_fused(adapted, config))
         run.regional = stack.enter_context(regional(run.model, compiles, strict=config.strict, ahead=getattr(adapted, "fused", None)))
+        run.recorder = stack.enter_context(_recorded(run, getattr(adapted, "fused", None)))
         stack.enter_context(run.interrupt)
         shown = stack.enter_context(Steps(config.max_steps, label, progress))
         stopped = _steps(run, shown, on_step)
@@ -161,6 +166,27 @@ def _fused(adapted: Any, config: TrainConfig) -> Iterator[list[Ran]]:
         adapted.unfuse()
 
 
+@contextmanager
+def _recorded(run: Run, fused: Fused | None) -> Iterator[Recorder | None]:
+    """Steps recorded as CUDA graphs inside the block, where that is wanted and the model is on one GPU."""
+    config = run.config
+    if config.cuda_graphs == "off" or not is_causal(run.model) or not recordable(run.model):
+        yield None
+        return
+    recorder = Recorder(
+        partial(gradient, run.model),
+        list(run.named.values()),
+        how=config.cuda_graphs,
+        strict=config.strict,
+        after=fused.changed if fused else lambda: None,
+    )
+    try:
+        yield recorder
+    finally:
+        run.recorded = recorder.report
+        recorder.forget()
+
+
 def _steps(run: Run, shown: Steps, on_step: Callable[[Step], None] | None) -> str:
     """All steps; says why it ended."""
     config = run.config
@@ -238,6 +264,7 @@ def _result(run: Run, seconds: float, peak: int, stopped: str, best_step: int | 
         validation_loss=run.best[0] if run.best else (losses[-1] if losses else None),
         best_step=best_step,
         compiled=run.regional.report if run.regional else None,
+        recorded=run.recorded,
         fused=dict(Counter(ran.how for ran in run.ran)),
         apart=next((ran.note for ran in run.ran if ran.note), ""),
     )

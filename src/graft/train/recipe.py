@@ -3,8 +3,8 @@
 The learning rate rises linearly to its peak during `warmup` (a fraction of the steps), then falls to zero in a line or half
 a cosine, or stays. `seconds_per_step` is the median over the steps after the first two, evaluation not counted. Tokens are
 all tokens that are not padding. Compiling the model's blocks (graft.model.regional) is on where it pays ("auto": a GPU, and enough work),
-"on" or "off"; low-rank branches are fused with their products (graft.model.fused) unless `fuse` is False: the plain way, to compare with.
-With `strict` what cannot run so is an error.
+"on" or "off"; so is recording steps as CUDA graphs (graft.model.recorded; "auto": on a GPU with room for it). Low-rank branches are fused
+with their products (graft.model.fused) unless `fuse` is False: the plain way, to compare with. `strict`: what cannot run so is an error.
 """
 
 import math
@@ -14,6 +14,7 @@ from typing import Literal
 
 from graft.errors import TrainingError
 from graft.kernels.optimizers import OPTIMIZERS
+from graft.model.recorded import Recorded
 from graft.model.regional import CHOICES, Compiled
 
 SCHEDULES: dict[str, Callable[[float], float]] = {  # of the fraction of the steps after warm-up that are done
@@ -41,6 +42,7 @@ class TrainConfig:
     checkpointing: bool = False
     fuse: bool = True
     compile: str = "auto"
+    cuda_graphs: str = "auto"
     strict: bool = False
     optimizer: str = "adamw"
     tracker: str = "none"
@@ -55,7 +57,7 @@ class TrainConfig:
             raise TrainingError(f"learning_rate is {self.learning_rate}; it must be a positive number.")
         if not 0 <= self.warmup < 1:
             raise TrainingError(f"warmup is {self.warmup}; it is a fraction of the steps, from 0 to less than 1.")
-        for name, choices in {"schedule": SCHEDULES, "compile": CHOICES, "optimizer": OPTIMIZERS}.items():
+        for name, choices in {"schedule": SCHEDULES, "compile": CHOICES, "cuda_graphs": CHOICES, "optimizer": OPTIMIZERS}.items():
             if getattr(self, name) not in choices:
                 raise TrainingError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}.")
         if self.patience and not self.eval_every:
@@ -78,9 +80,9 @@ class Step:
 class TrainResult:
     """What a run did. `stopped` is "max_steps" or "early"; `validation_loss` is that of the tensors now in the model.
 
-    `seconds` is everything; `seconds_per_step` and `tokens_per_second` leave out what the compiler took. `compiled` is None where no
-    block was to be compiled. `fused` counts the low-rank branches by how they run (graft.model.fused), `apart` is why the first of those
-    that do not run fused does not.
+    `seconds` is everything; `seconds_per_step` and `tokens_per_second` leave out what compiling and recording took. `compiled` is None
+    where no block was to be compiled, `recorded` where no step was to be recorded. `fused` counts the low-rank branches by how they run
+    (graft.model.fused), `apart` is why the first of those that do not run fused does not.
     """
 
     steps: int
@@ -94,13 +96,15 @@ class TrainResult:
     validation_loss: float | None = None
     best_step: int | None = None
     compiled: Compiled | None = None
+    recorded: Recorded | None = None
     fused: dict[str, int] = field(default_factory=dict)
     apart: str = ""
 
     @property
     def notes(self) -> list[str]:
         """What a user should hear, a line each."""
-        return [*([self.apart] if self.apart else []), *([] if self.compiled is None else self.compiled.notes)]
+        unrecorded = self.recorded.failed if self.recorded else ""
+        return [text for text in (self.apart, *(self.compiled.notes if self.compiled else []), unrecorded) if text]
 
 
 def factor(config: TrainConfig, step: int) -> float:

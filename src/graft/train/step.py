@@ -3,8 +3,9 @@
 The host waits for the device once a step: what the guards and the report need (the sum of all losses, the norm of all gradients) is read
 together, before the optimizer's step. Labels stay on the CPU, where they are counted, and all else is copied from pinned memory.
 
-Rows are padded on the right, to a multiple of `LENGTH` where the model is compiled, so that a few graphs serve all lengths. No position of
-a causal model reads what comes after it, so it gets no mask: the losses are the same, and attention keeps its fast causal kernel.
+Rows are padded on the right, to a multiple of `LENGTH` where the model is compiled or steps are recorded, so that a few graphs serve all
+lengths. No position of a causal model reads what comes after it, so it gets no mask: the losses are the same, and attention keeps its fast
+causal kernel.
 """
 
 import time
@@ -20,14 +21,16 @@ from graft.data import Example, collate
 from graft.errors import TrainingError
 from graft.model.families import is_causal
 from graft.model.fused import Ran
+from graft.model.recorded import Recorded, Recorder
 from graft.model.regional import Regional
-from graft.model.supervised import IGNORED, moved, token_losses
+from graft.model.supervised import IGNORED, moved
 from graft.train import guards
+from graft.train.gradient import gradient, inputs_of
 from graft.train.interrupt import Interrupt
 from graft.train.recipe import TrainConfig, factor
 
 WATCHED_STEPS = 2  # after so many steps every trained module must have had a gradient
-LENGTH = 64  # tokens: batches of compiled models are as long as a multiple of it
+LENGTH = 64  # tokens: batches of compiled models and of recorded steps are as long as a multiple of it
 
 
 @dataclass
@@ -45,6 +48,8 @@ class Run:
     longest: int  # tokens of any row
     ran: Sequence[Ran] = ()  # how low-rank branches run
     regional: Regional | None = None
+    recorder: Recorder | None = None
+    recorded: Recorded | None = None  # what recording came to in the end
     interrupt: Interrupt = field(default_factory=Interrupt)
     tokens: int = 0
     times: list[tuple[float, int]] = field(default_factory=list)  # seconds and tokens of each step
@@ -54,26 +59,27 @@ class Run:
     best: tuple[float, int, dict[str, torch.Tensor]] | None = None
 
     @property
-    def compiling(self) -> float:
-        """Seconds that the compiler has taken so far."""
-        return self.regional.seconds if self.regional else 0.0
+    def preparing(self) -> float:
+        """Seconds that compiling and recording have taken so far."""
+        return (self.regional.seconds if self.regional else 0.0) + (self.recorder.report.seconds if self.recorder else 0.0)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return next(self.model.parameters()).dtype
 
 
 def take(run: Run, step: int, rows: list[Example]) -> tuple[float, float, float]:
     """One optimizer step over `rows`: mean loss a token, gradient norm before clipping, learning rate."""
-    started, compiled = time.perf_counter(), run.compiling
+    started, prepared = time.perf_counter(), run.preparing
     when, size = f"step {step}", run.config.batch_size
     parts = [rows[i : i + size] for i in range(0, len(rows), size)]
     batches = [batch_of(run, part) for part in parts]
     supervised = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
     if not supervised:
         raise TrainingError(f"{when}: no token to learn in rows {guards.listed(example.row.where for example in rows)}.")
-    run.optimizer.zero_grad()
-    seen = []
-    for part, batch in zip(parts, batches, strict=True):
-        losses, row_of = token_losses(run.model, batch)
-        run.accelerator.backward(losses.sum() / supervised)
-        seen.append(guards.Seen([example.row for example in part], losses.detach(), row_of))
+    run.recorder.clear() if run.recorder else run.optimizer.zero_grad()
+    seen = [learnt(run, part, batch, supervised) for part, batch in zip(parts, batches, strict=True)]
     total, norm = checked(run, step, seen)
     rate = run.config.learning_rate * factor(run.config, step)
     for group in run.optimizer.param_groups:
@@ -82,13 +88,20 @@ def take(run: Run, step: int, rows: list[Example]) -> tuple[float, float, float]
     tokens = sum(len(example.ids) for example in rows)
     run.tokens += tokens
     run.since_point.append((total, supervised))
-    run.times.append((time.perf_counter() - started - (run.compiling - compiled), tokens))
+    run.times.append((time.perf_counter() - started - (run.preparing - prepared), tokens))
     return total / supervised, norm, rate
+
+
+def learnt(run: Run, examples: Sequence[Example], batch: dict[str, torch.Tensor], supervised: int) -> guards.Seen:
+    """The losses of one batch, and their part of the step's gradients added to the parameters'."""
+    inputs, row_of = inputs_of(batch, 1 / supervised, run.dtype, padded=run.recorder is not None)
+    losses = run.recorder(inputs) if run.recorder else gradient(run.model, inputs)
+    return guards.Seen([example.row for example in examples], losses[: len(row_of)], row_of)
 
 
 def batch_of(run: Run, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
     """A padded batch on the model's device, its labels on the CPU."""
-    batch = collate(examples, run.pad_id, multiple=LENGTH if run.regional else 1, most=run.longest)
+    batch = collate(examples, run.pad_id, multiple=LENGTH if run.regional or run.recorder else 1, most=run.longest)
     if is_causal(run.model):
         del batch["attention_mask"]
     device = next(run.model.parameters()).device
