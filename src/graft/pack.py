@@ -15,10 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from graft.forms import ACTIVATIONS, Affine, apart, project, scaled, shifted
+from graft.kernels import slots
 
 CODES = tuple(ACTIVATIONS)
 ROWS = {"c": 1.0, "i": 1.0, "b": 0.0}
 """Fields with a row a slot, and what the bare base has there."""
+ALIGNED = 16  # columns are made in such numbers, so that a kernel reads whole pieces of memory
 
 
 class Pack(nn.Module):
@@ -78,7 +80,7 @@ class Pack(nn.Module):
         """Columns for a branch A [r, in], B [out, r]: free ones, or new ones."""
         if len(self.spare) < len(A):
             old = len(self.of)
-            self.lengthen(old + max(old, len(A)), A.shape[1], B.shape[0])
+            self.lengthen(aligned(old + max(old, len(A))), A.shape[1], B.shape[0])
             self.spare += range(old, len(self.of))
         self.columns[slot], self.spare = self.spare[: len(A)], self.spare[len(A) :]
         return torch.tensor(self.columns[slot], device=self.A.device)
@@ -120,13 +122,15 @@ class Pack(nn.Module):
     def trim(self) -> bool:
         """Give back columns where three of four are nobody's; whether any slot has a form here."""
         used = [column for own in self.columns.values() for column in own]
-        if len(self.of) > 4 * len(used):
-            index = torch.tensor(used, dtype=torch.long, device=self.A.device)
-            self.A, self.B, self.a = self.A[index].clone(), self.B[:, index].clone(), self.a[index].clone()
-            self.of, self.act = self.of[index].clone(), self.act[index].clone()
+        if len(self.of) > max(ALIGNED, 4 * len(used)):
+            A, B, a, of, act = self.A, self.B, self.a, self.of, self.act
+            self.A, self.B, self.a, self.of, self.act = A[:0], B[:, :0], a[:0], of[:0], act[:0]
+            self.lengthen(aligned(len(used)), A.shape[1], B.shape[0])
+            index, n = torch.tensor(used, dtype=torch.long, device=A.device), len(used)
+            self.A[:n], self.B[:, :n], self.a[:n], self.of[:n], self.act[:n] = A[index], B[:, index], a[index], of[index], act[index]
             place = {column: number for number, column in enumerate(used)}
             self.columns = {slot: [place[column] for column in own] for slot, own in self.columns.items()}
-            self.spare = []
+            self.spare = list(range(n, len(self.of)))
         return bool(self.holders)
 
     def state(self) -> tuple[object, ...]:
@@ -146,6 +150,8 @@ class Pack(nn.Module):
 
         Where the forms add to x, x stands for y and the output of the base for source.
         """
+        if is_fast(source, y) and all(value.is_contiguous() for value in (self.B, self.c, self.b) if value is not None):
+            return slots.run(self.stack(), flat(s, y), rows(source), [rows(y)])[0].view(y.shape)
         out = y if self.c is None else scaled(y, self.c[s])
         if self.has("A"):
             h = project(source, self.A)
@@ -154,12 +160,46 @@ class Pack(nn.Module):
             out = out + F.linear(h, self.B)
         return out if self.b is None else shifted(out, self.b[s])
 
+    def stack(self) -> slots.Stack:
+        """The pack as the kernels take it."""
+        outs = next(len(value) for value in (self.B, *(one[0] for one in (self.c, self.b) if one is not None)) if len(value))
+        if not self.has("A"):
+            return slots.Stack((outs,), c=self.c, b=self.b)
+        a = self.a if self.has("a") else None
+        return slots.Stack((outs,), self.A, self.B, a, self.of, self.act, self.c, self.b, self.acts())
+
+    def acts(self) -> tuple[tuple[int, str], ...]:
+        """The numbers and names of the activations that any slot has had."""
+        return tuple((code, name) for code, name in enumerate(CODES) if name != "identity" and self.has(name))
+
     def activated(self, h: Tensor) -> Tensor:
         """Each column of h [..., columns] through its own activation."""
-        for code, name in enumerate(CODES):
-            if name != "identity" and self.has(name):
-                h = torch.where(self.act == code, ACTIVATIONS[name](h), h)
+        for code, name in self.acts():
+            h = torch.where(self.act == code, ACTIVATIONS[name](h), h)
         return h
+
+
+def aligned(columns: int) -> int:
+    """So many columns, or the next number that is a multiple of `ALIGNED`."""
+    return -(-columns // ALIGNED) * ALIGNED
+
+
+def is_fast(source: Tensor, y: Tensor) -> bool:
+    """Whether kernels run on what a pack reads and what it adds to: nothing is differentiated or compiled."""
+    if torch.compiler.is_compiling() or not slots.takes(y) or source.dtype != y.dtype:
+        return False
+    return not (torch.is_grad_enabled() and (source.requires_grad or y.requires_grad))
+
+
+def rows(value: Tensor) -> Tensor:
+    """[..., n] as [T, n], each row contiguous."""
+    flattened = value.reshape(-1, value.shape[-1])
+    return flattened if flattened.stride(1) == 1 else flattened.contiguous()
+
+
+def flat(s: Tensor, y: Tensor) -> Tensor:
+    """A slot for each row of `rows(y)`."""
+    return s.expand(y.shape[:-1]).reshape(-1)
 
 
 def slots_of(s: Tensor, shape: Sequence[int]) -> Tensor:

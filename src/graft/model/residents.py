@@ -7,6 +7,7 @@ a slot touches no other, and costs the same however many there are. What is prep
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+import torch
 import torch.nn as nn
 from torch import Tensor
 
@@ -14,8 +15,10 @@ from graft import adapter as adapters
 from graft.adapter import Adapter
 from graft.errors import AdapterError
 from graft.forms import Affine, Replacement, VirtualTokens
+from graft.kernels import slots as kernels
 from graft.method import Tensors, makes
 from graft.model import belonging, families
+from graft.model.bands import Band, bands_of
 from graft.model.base import ModuleBase, fingerprint, master_dtype
 from graft.model.slots import Station, borrows, ordered
 from graft.model.twin import shared, twin_of
@@ -59,6 +62,8 @@ class Residents:
         self.bases: dict[Site, ModuleBase] = {}  # each place's, with what it has computed once
         self.master = master_dtype(self.model)
         self.marks: dict[frozenset[str], str] = {}  # fingerprints, by the modules that are left out
+        self.bands: list[Band] = []
+        self.banded = 0  # among so many modules
 
     def belongs(self, adapter: Adapter, what: str) -> None:
         """Raise AdapterError if an adapter was made for another base. The base is frozen: each fingerprint is taken once."""
@@ -96,6 +101,17 @@ class Residents:
         self.touched[number] = list(dict.fromkeys([*prepared.plan, *prepared.twins]))
         for path in self.touched[number]:
             self.wiring.slot(path).load(number, prepared.plan.get(path, []), prepared.twins.get(path), self.slots, self.like(path))
+        self.settle()
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Let kernels run the packs side by side as they are now, where there are kernels."""
+        if self.banded != len(self.wiring.slots) and kernels.takes(self.model.get_input_embeddings().weight):
+            for band in self.bands:
+                band.release()
+            self.bands, self.banded = bands_of(self.bases, self.wiring), len(self.wiring.slots)
+        for band in self.bands:
+            band.settle()
 
     def empty(self, number: int) -> None:
         """Take everything out of a slot."""
@@ -106,6 +122,7 @@ class Residents:
         """Give back the memory that no slot needs any more."""
         for slot in self.wiring.slots.values():
             slot.trim()
+        self.settle()
 
     def state(self) -> tuple[object, ...]:
         """What a recorded graph of the model depends on, beyond values: each pack's tensors and fields."""

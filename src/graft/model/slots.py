@@ -83,6 +83,7 @@ class Slot(nn.Module):
         self.ends = False  # whether the module is the model's head, which may run at chosen positions only
         self.group: Any = None  # the modules it runs fused with (graft.model.fused), and its place among them
         self.place = 0
+        self.band: Any = None  # the modules whose packs it runs with (graft.model.bands)
 
     def hold(self, part: int, method: Method, site: Site, base: ModuleBase, tensors: Tensors, dtype: torch.dtype) -> Station:
         """Register one part's tensors [as `shapes` says] as parameters in `dtype`."""
@@ -163,9 +164,12 @@ class Slot(nn.Module):
         if keyed(OWN) in packs:
             x = packs[keyed(OWN)].scaled(s, x)
         args, kwargs = with_input(x, args, kwargs)
-        y, out = self.routed_base(inner, args, kwargs, slots)
+        banded = self.band is not None and self.band.takes(x)
+        y, out = self.band.output(self, x, s) if banded else self.routed_base(inner, args, kwargs, slots)
         for key, pack in packs.items():
             source = unkeyed(key)
+            if banded and source == OWN:
+                continue
             if source == X:
                 again = self.routed_base(inner, *with_input(pack(s, y, x), args, kwargs), slots)[0]
                 y = torch.where(pack.held[s][..., None], again, y)
@@ -207,8 +211,9 @@ class Slot(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or cast everything, routed twins included, and forget the forms computed so far."""
         self.memo, self.routing.stale = None, True
-        if self.group is not None:
-            self.group.release()
+        for together in (self.group, self.band):
+            if together is not None:
+                together.release()
         for twin in self.routed_twins.values():
             twin._apply(fn)  # type: ignore[no-untyped-call]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

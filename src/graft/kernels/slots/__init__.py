@@ -1,0 +1,25 @@
+"""The affine forms of many adapters on the tokens of one batch: two launches for all of them, in plain torch elsewhere.
+
+y'[t] = c[s] y[t] + act(x[t] A[s]^T + a[s]) B[s]^T + b[s]        s: the slot of token t
+"""
+
+import importlib.util
+
+from torch import Tensor
+
+from graft.kernels.slots.stack import Stack
+
+__all__ = ["Stack", "run", "takes"]
+TRITON = importlib.util.find_spec("triton") is not None
+if TRITON:
+    from graft.kernels.slots import launch
+
+
+def takes(y: Tensor) -> bool:
+    """Whether kernels run on outputs like these."""
+    return TRITON and launch.takes(y)
+
+
+def run(stack: Stack, s: Tensor, x: Tensor | None, ys: list[Tensor]) -> list[Tensor]:
+    """Each module's y' [T, out] of its y [T, out], for tokens in slots s [T] and their x [T, in], where `takes`; 3 modules at most."""
+    return launch.run(stack, s, x, ys)

@@ -1,0 +1,98 @@
+"""The calls of the kernels of graft.kernels.slots.tiles: grids and tiles, from shapes alone.
+
+Under Triton's interpreter (TRITON_INTERPRET=1) the same kernels run on a CPU, in float32 throughout.
+"""
+
+import functools
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from graft.kernels.slots import tiles
+from graft.kernels.slots.stack import Stack
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+HALVES = (torch.float16, torch.bfloat16)
+PROCESSORS = 132  # of an H100; any number is right
+AT_ONCE = 3  # modules that one launch takes
+NAMES = ("relu", "gelu", "silu", "tanh", "gelu_tanh", "leaky_relu")
+LONGEST = 64  # tokens of a tile
+COLUMNS, INPUTS = 32, 128  # of a step of `shrink`
+MOST_PARTS = 16
+EXPAND = {16: (32, 64, 4), 32: (32, 64, 4), 64: (64, 32, 4), None: (128, 32, 8)}
+"""Of `expand`, by the tokens of its only tile (None: more tiles): outputs of a program, columns of a step, warps."""
+COUNTERS = 1 << 16
+
+
+def takes(y: Tensor) -> bool:
+    """Whether the kernels run on outputs like these."""
+    return y.dtype in HALVES if y.is_cuda else INTERPRETED and y.dtype in (*HALVES, torch.float32)
+
+
+def run(stack: Stack, s: Tensor, x: Tensor | None, ys: Sequence[Tensor]) -> list[Tensor]:
+    """As `reference.run`; the y' are columns of one tensor [T, N]."""
+    h = ys[0] if stack.A is None or x is None else shrink(stack, s, x)
+    out = ys[0].new_empty(len(s), sum(stack.outs))
+    expand(stack, s, h, ys, out)
+    return list(torch.split(out, list(stack.outs), 1))
+
+
+def shrink(stack: Stack, s: Tensor, x: Tensor) -> Tensor:
+    """h [T, C], written where a token's slot is the column's alone."""
+    assert stack.A is not None
+    A, tokens, (columns, width) = stack.A, len(s), stack.A.shape
+    height, block = rows_of(tokens), COLUMNS
+    grid = -(-tokens // height), -(-columns // block)
+    steps = -(-width // INPUTS)
+    parts = max(1, min(2 * PROCESSORS // (grid[0] * grid[1]), steps, MOST_PARTS))
+    span = -(-steps // parts) * INPUTS
+    parts = -(-width // span)
+    h = x.new_empty(tokens, columns)
+    partial = h if parts == 1 else x.new_empty((parts, tokens, columns), dtype=torch.float32)
+    codes = dict(zip(NAMES, (-1 for _ in NAMES), strict=True)) | {name: code for code, name in stack.acts}
+    tiles.shrink[(*grid, parts)](
+        x, A, A if stack.a is None else stack.a, stack.of, stack.act, s, h, partial, counters(x, grid[0] * grid[1]), tokens, columns, width,
+        span, x.stride(0), BT=height, BC=block, BK=INPUTS, PARTS=parts, SHIFTED=stack.a is not None,
+        **{name.removesuffix("_relu").upper(): code for name, code in codes.items() if name in NAMES}, FLOAT=INTERPRETED,
+        num_warps=4, num_stages=3,
+    )  # fmt: skip
+    return h
+
+
+def expand(stack: Stack, s: Tensor, h: Tensor, ys: Sequence[Tensor], out: Tensor) -> None:
+    """out [T, N] = c y + h B^T + b."""
+    tokens, count = len(s), len(ys)
+    height = rows_of(tokens)
+    width = 0 if stack.B is None else stack.B.shape[1]
+    side, step, warps = EXPAND[height if tokens <= LONGEST else None]
+    blocks = [-(-size // side) for size in stack.outs]
+    ends = [sum(stack.outs[: place + 1]) for place in range(count)]
+    more = AT_ONCE - count
+    nothing = ys[0]
+    B, of, c, b = (nothing if value is None else value for value in (stack.B, stack.of, stack.c, stack.b))
+    tiles.expand[(-(-tokens // height), sum(blocks))](
+        *ys, *[ys[0]] * more, h, B, of, c, b, s, out, tokens, count * width, width, *ends, *[ends[-1]] * more, blocks[0],
+        blocks[1] if count > 1 else 0, *[y.stride(0) for y in ys], *[ys[0].stride(0)] * more, BT=height, BO=side, BC=step,
+        MODULES=count, BRANCH=stack.B is not None, SCALED=stack.c is not None, SHIFTED=stack.b is not None, FLOAT=INTERPRETED,
+        num_warps=warps, num_stages=3,
+    )  # fmt: skip
+
+
+def rows_of(tokens: int) -> int:
+    """Tokens of a tile."""
+    return min(LONGEST, max(16, 1 << (tokens - 1).bit_length()))
+
+
+@functools.cache
+def kept_counters(device: torch.device, stream: int) -> Tensor:
+    """Zeros that the kernels of one stream leave as zeros."""
+    return torch.zeros(COUNTERS, dtype=torch.int32, device=device)
+
+
+def counters(x: Tensor, count: int) -> Tensor:
+    """So many zeros [int32] for the kernel that runs next on this stream; a recorded graph keeps to the stream that it was recorded on."""
+    if count > COUNTERS:
+        return torch.zeros(count, dtype=torch.int32, device=x.device)
+    return kept_counters(x.device, torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0)

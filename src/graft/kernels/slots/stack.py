@@ -1,0 +1,25 @@
+"""The affine forms of many adapters at modules that read one tensor, side by side."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Of m modules with outs[j] outputs each, N in all, and W columns each, C = m W in all: A [C, in]; B [N, W]; a, of, act [C]; c, b
+    [slots, N].
+
+    Columns j W to (j + 1) W are module j's; `of` names a column's slot (-1: nobody's, and 0 in B), `act` the number of its activation
+    among those of `acts`. What is None adds nothing; c is in float32.
+    """
+
+    outs: tuple[int, ...]
+    A: Tensor | None = None
+    B: Tensor | None = None
+    a: Tensor | None = None
+    of: Tensor | None = None
+    act: Tensor | None = None
+    c: Tensor | None = None
+    b: Tensor | None = None
+    acts: tuple[tuple[int, str], ...] = ()

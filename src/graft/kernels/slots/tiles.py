@@ -1,0 +1,128 @@
+"""The affine forms of many adapters as two Triton kernels, whatever their number, ranks and methods.
+
+`shrink` makes h = act(x A^T + a) where a column's slot is a token's. A program has a tile of tokens and a block of columns; where no token
+of the tile is in a slot of the block it ends at once, and columns that none of them needs are not read: the bytes are those of adapters
+that are in the batch, and a tile of one long text costs what its own adapter costs. The sum over inputs is cut into parts so that every
+processor has work; whoever finishes a tile last adds the parts up in order, so that the same input gives the same bits. `expand` gives
+c y + h B^T + b for all modules of a stack, each value of y read once. Sums are in float32.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def tanh(value):
+    """Of any size: exp overflows to a quotient of 0."""
+    return 1 - 2 / (tl.exp(2 * value) + 1)
+
+
+@triton.jit
+def activated(
+    h, code, RELU: tl.constexpr, GELU: tl.constexpr, SILU: tl.constexpr, TANH: tl.constexpr, GELU_TANH: tl.constexpr, LEAKY: tl.constexpr
+):
+    """Each column of h through the activation that its code names; a number below 0 names none."""
+    own = code[None, :]
+    if RELU >= 0:
+        h = tl.where(own == RELU, tl.maximum(h, 0.0), h)
+    if GELU >= 0:
+        h = tl.where(own == GELU, 0.5 * h * (1 + tl.erf(h * 0.7071067811865476)), h)
+    if SILU >= 0:
+        h = tl.where(own == SILU, h / (1 + tl.exp(-h)), h)
+    if TANH >= 0:
+        h = tl.where(own == TANH, tanh(h), h)
+    if GELU_TANH >= 0:
+        h = tl.where(own == GELU_TANH, 0.5 * h * (1 + tanh(0.7978845608028654 * (h + 0.044715 * h * h * h))), h)
+    if LEAKY >= 0:
+        h = tl.where(own == LEAKY, tl.where(h > 0, h, 0.01 * h), h)
+    return h
+
+
+@triton.jit
+def shrink(
+    x, A, a, of, act, s, h, partial, counters, tokens, columns, width, span, x_token, BT: tl.constexpr, BC: tl.constexpr,
+    BK: tl.constexpr, PARTS: tl.constexpr, SHIFTED: tl.constexpr, RELU: tl.constexpr, GELU: tl.constexpr, SILU: tl.constexpr,
+    TANH: tl.constexpr, GELU_TANH: tl.constexpr, LEAKY: tl.constexpr, FLOAT: tl.constexpr,
+):  # fmt: skip
+    """h [T, C] where a token's slot is the column's; nothing is written elsewhere. partial [PARTS, T, C], counters [tiles, blocks]."""
+    tile, block, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    token, column = tile * BT + tl.arange(0, BT), block * BC + tl.arange(0, BC)
+    slot = tl.load(s + token, mask=token < tokens, other=-2).to(tl.int32)
+    owner = tl.load(of + column, mask=column < columns, other=-1).to(tl.int32)
+    hit = slot[:, None] == owner[None, :]
+    needed, used = tl.max(hit.to(tl.int32), 1) > 0, tl.max(hit.to(tl.int32), 0) > 0
+    if tl.max(used.to(tl.int32), 0) > 0:
+        low = part * span
+        total = tl.zeros([BT, BC], tl.float32)
+        x_row = x + token.to(tl.int64)[:, None] * x_token
+        A_row = A + column.to(tl.int64)[:, None] * width
+        for k in range(low, tl.minimum(low + span, width), BK):
+            place = k + tl.arange(0, BK)[None, :]
+            rows = tl.load(x_row + place, mask=needed[:, None] & (place < width), other=0.0)
+            maps = tl.load(A_row + place, mask=used[:, None] & (place < width), other=0.0)
+            if FLOAT:
+                rows, maps = rows.to(tl.float32), maps.to(tl.float32)
+            total = tl.dot(rows, tl.trans(maps), total, input_precision="ieee")
+        spot = token.to(tl.int64)[:, None] * columns + column[None, :]
+        last = True
+        if PARTS > 1:
+            tl.store(partial + part * tokens.to(tl.int64) * columns + spot, total, mask=hit)
+            counter = counters + tile * tl.num_programs(1) + block
+            last = tl.atomic_add(counter, 1, sem="acq_rel") == PARTS - 1
+            if last:
+                total = tl.zeros([BT, BC], tl.float32)
+                for number in range(PARTS):
+                    total += tl.load(partial + number * tokens.to(tl.int64) * columns + spot, mask=hit, other=0.0, cache_modifier=".cg")
+                tl.store(counter, 0)
+        if last:
+            if SHIFTED:
+                total += tl.load(a + column, mask=column < columns, other=0.0).to(tl.float32)[None, :]
+            code = tl.load(act + column, mask=column < columns, other=-1).to(tl.int32)
+            total = activated(total, code, RELU, GELU, SILU, TANH, GELU_TANH, LEAKY)
+            tl.store(h + spot, total.to(h.dtype.element_ty), mask=hit)
+
+
+@triton.jit
+def expand(
+    y_0, y_1, y_2, h, B, of, c, b, s, out, tokens, columns, width, end_0, end_1, end_2, blocks_0, blocks_1, y_token_0, y_token_1,
+    y_token_2, BT: tl.constexpr, BO: tl.constexpr, BC: tl.constexpr, MODULES: tl.constexpr, BRANCH: tl.constexpr, SCALED: tl.constexpr,
+    SHIFTED: tl.constexpr, FLOAT: tl.constexpr,
+):  # fmt: skip
+    """out [T, N] = c y + h B^T + b; module j's outputs end at end_j of N, and the first two have so many blocks of BO outputs."""
+    tile, block = tl.program_id(0), tl.program_id(1)
+    token = tile * BT + tl.arange(0, BT)
+    slot = tl.load(s + token, mask=token < tokens, other=0).to(tl.int32)
+    y, y_token, first, end, own, place = y_0, y_token_0, 0, end_0, 0, block
+    if MODULES > 1:  # noqa: SIM102
+        if block >= blocks_0:
+            y, y_token, first, end, own, place = y_1, y_token_1, end_0, end_1, width, block - blocks_0
+    if MODULES > 2:  # noqa: SIM102
+        if block >= blocks_0 + blocks_1:
+            y, y_token, first, end, own, place = y_2, y_token_2, end_1, end_2, 2 * width, block - blocks_0 - blocks_1
+    inner = place * BO + tl.arange(0, BO)
+    row = first + inner
+    inside = (token < tokens)[:, None] & (row < end)[None, :]
+    total_outs = tl.where(MODULES == 1, end_0, tl.where(MODULES == 2, end_1, end_2))
+    total = tl.zeros([BT, BO], tl.float32)
+    if BRANCH:
+        for start in range(0, width, BC):
+            column = start + tl.arange(0, BC)
+            owner = tl.load(of + own + column, mask=column < width, other=-1).to(tl.int32)
+            hit = slot[:, None] == owner[None, :]
+            some = tl.max(tl.max(hit.to(tl.int32), 1), 0)
+            there = (column < width)[None, :]  # as many columns as are read at once share a mask: whole rows come or stay
+            rows, outs = (token < tokens * some)[:, None], (row < end * some)[:, None]
+            left = tl.load(h + token.to(tl.int64)[:, None] * columns + own + column[None, :], mask=there & rows, other=0.0)
+            right = tl.load(B + row.to(tl.int64)[:, None] * width + column[None, :], mask=there & outs, other=0.0)
+            left = tl.where(hit, left, 0.0)
+            if FLOAT:
+                left, right = left.to(tl.float32), right.to(tl.float32)
+            total = tl.dot(left, tl.trans(right), total, input_precision="ieee")
+    base = tl.load(y + token.to(tl.int64)[:, None] * y_token + inner[None, :], mask=inside, other=0.0).to(tl.float32)
+    table = slot.to(tl.int64)[:, None] * total_outs + row[None, :]
+    if SCALED:
+        base *= tl.load(c + table, mask=inside, other=1.0).to(tl.float32)
+    total += base
+    if SHIFTED:
+        total += tl.load(b + table, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + token.to(tl.int64)[:, None] * total_outs + row[None, :], total.to(out.dtype.element_ty), mask=inside)
