@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers.generation.continuous_batching import model_runner as runners
 
 from graft.errors import ServeError
 from graft.kernels.attention import paged
@@ -50,6 +51,27 @@ def test_rows_of_every_method_are_the_rows_alone(name, batch, everywhere):
     assert any(single for _, _, single in everywhere)
     assert any(not single and requests > 1 for _, requests, single in everywhere)
     assert str(engine.model.config._attn_implementation) != paging.NAME
+
+
+def test_batches_are_padded_and_run_ahead(everywhere, monkeypatch):
+    """As for CUDA graphs, whose sizes are few: rows without tokens, and tokens that are nobody's."""
+    made = runners.ModelRunner.__init__
+
+    def padding(runner, *given, **named):
+        made(runner, *given, **named)
+        runner.pad_inputs = True
+
+    monkeypatch.setattr(runners.ModelRunner, "__init__", padding)
+    rows = [(setting, prompt(length, length)) for length in (5, 11, 17) for setting in (None, *SETTINGS)]
+    with loaded(*SETTINGS, room=Room(cached=1024, batch=24, requests=12, page=4)) as engine:
+        engine.submit(prompt(3)).result(60)
+        ran = {(tokens, single) for tokens, _, single in everywhere}
+        assert ran == set(warm.sizes(12, 24))
+        for _ in range(2):
+            handles = [engine.submit(ids, called(setting), GREEDY) for setting, ids in rows]
+            for (setting, ids), handle in zip(rows, handles, strict=True):
+                assert handle.result(60).ids == alone(setting, ids), setting
+        assert {(tokens, single) for tokens, _, single in everywhere} == ran  # no other sizes
 
 
 def test_a_model_that_passes_its_cache_no_arguments_is_served(everywhere):

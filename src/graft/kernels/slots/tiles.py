@@ -66,13 +66,15 @@ def shrink(
         spot = token.to(tl.int64)[:, None] * columns + column[None, :]
         last = True
         if PARTS > 1:
-            tl.store(partial + part * tokens.to(tl.int64) * columns + spot, total, mask=hit)
+            tl.store(partial + part.to(tl.int64) * tokens * columns + spot, total, mask=hit)
             counter = counters + tile * tl.num_programs(1) + block
             last = tl.atomic_add(counter, 1, sem="acq_rel") == PARTS - 1
             if last:
                 total = tl.zeros([BT, BC], tl.float32)
-                for number in range(PARTS):
-                    total += tl.load(partial + number * tokens.to(tl.int64) * columns + spot, mask=hit, other=0.0, cache_modifier=".cg")
+                spot_part = partial + spot
+                for _ in range(PARTS):
+                    total += tl.load(spot_part, mask=hit, other=0.0, cache_modifier=".cg")
+                    spot_part += columns.to(tl.int64) * tokens
                 tl.store(counter, 0)
         if last:
             if SHIFTED:

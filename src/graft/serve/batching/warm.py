@@ -16,7 +16,7 @@ STATUS = requests.RequestStatus
 def warm(processor: Any, model: Any, paging: Paging) -> None:
     """Run a batch of each size with every set of static tensors; a model without graphs needs none. For the engine's thread."""
     inputs, cache, runner = processor.inputs_and_outputs, processor.cache, processor.model_runner
-    if not runner.pad_inputs or inputs.compute_stream is None:
+    if not runner.pad_inputs:
         return
     longest = cache.max_blocks_per_request * page_of(cache)
     for tokens, single in sizes(runner.cb_config.max_requests_per_batch, min(cache.max_batch_tokens, longest)):
@@ -27,9 +27,9 @@ def warm(processor: Any, model: Any, paging: Paging) -> None:
                 if len(states) == count:
                     paging.plan = Plan(single)
                     inputs.prepare_batch_tensors(states, processor.logit_processor, True, tokens, 0, True)
-                    torch.cuda.synchronize()
+                    wait(inputs)
                     runner.compute_batch(model, inputs.get_model_kwargs(use_padding=True))
-                    torch.cuda.synchronize()
+                    wait(inputs)
             finally:
                 for one in states:
                     cache.free_blocks(one.state.request_id)
@@ -38,6 +38,12 @@ def warm(processor: Any, model: Any, paging: Paging) -> None:
     inputs.reset()
     if hasattr(cache, "reset"):
         cache.reset()  # 5.24: pages go back to what all kinds of layers share
+
+
+def wait(inputs: Any) -> None:
+    """Until the device has done all: static tensors are written again right after."""
+    if inputs.compute_stream is not None:
+        torch.cuda.synchronize()
 
 
 def sizes(requests: int, tokens: int) -> Iterator[tuple[int, bool]]:
