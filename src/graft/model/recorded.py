@@ -5,9 +5,12 @@ parameters over 512 tokens takes 118 ms on an H100 so, and 8.4 ms where the same
 the same places in memory each time: the inputs are copied in, gradients are added to tensors that stay, dropout draws on as it would have.
 
 Inputs of new shapes are worked on as they come, twice: what has to be compiled, chosen or allocated once is, and is not recorded. Then the
-work is recorded, without being done. Recordings share their memory; together they hold about what one step needs, beside what steps as they
-come need. So "auto" records only where the card has room for both, and everything goes on unrecorded where something cannot be recorded:
-work that reads a number back, as a mixture of experts may.
+work is recorded, without being done. All of it runs on a stream of its own: autograd adds to a parameter's gradient on the stream on which
+that was first done, as long as anything holds that graph, and a recording may not touch another stream.
+
+Recordings share their memory; together they hold about what one step needs, beside what steps as they come need. So "auto" records only
+where the card has room for both, and everything goes on unrecorded where something cannot be recorded: work that reads a number back, as a
+mixture of experts may.
 """
 
 import time
@@ -72,6 +75,7 @@ class Recorder:
         self.recordings: dict[object, Recording] = {}
         self.gradients: list[Tensor | None] = []
         self.pool: Any = None
+        self.stream = torch.cuda.Stream() if self.trained and self.trained[0].is_cuda else None  # type: ignore[no-untyped-call]
         self.held, self.times, self.seconds, self.failed = 0, 0, 0.0, ""
 
     @property
@@ -89,7 +93,8 @@ class Recorder:
             out = self.recordings[key].play(inputs)
             self.after()
             return out
-        out = self.work(inputs)
+        with beside(self.stream):
+            out = self.work(inputs)
         self.seen[key] += 1
         if self.seen[key] == FIRST and len(self.recordings) < MOST and not self.failed and self.room():
             self.record(key, inputs)
@@ -132,7 +137,7 @@ class Recorder:
         """A recording, in the memory of those before."""
         torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved()
-        made = Graph(self.work, inputs, self.pool)
+        made = Graph(self.work, inputs, self.pool, self.stream)
         self.pool, self.held = made.pool, self.held + torch.cuda.memory_reserved() - before
         return made
 
@@ -141,7 +146,8 @@ class Recorder:
         for value in fresh:
             value.grad = None
         self.forget()
-        self.failed = f"steps are not recorded as CUDA graphs: {reason(error)}"
+        first = error.__context__ if isinstance(error.__context__, Exception) else error  # the end of a recording only says that it failed
+        self.failed = f"steps are not recorded as CUDA graphs: {reason(first)}"
         if self.strict:
             raise TrainingError(f"{self.failed}. Train with cuda_graphs off, or without strict") from error
 
@@ -149,11 +155,11 @@ class Recorder:
 class Graph:
     """A CUDA graph of the work, and the copies of its inputs."""
 
-    def __init__(self, work: Work, inputs: Inputs, pool: Any) -> None:
+    def __init__(self, work: Work, inputs: Inputs, pool: Any, stream: Any) -> None:
         self.inputs = {name: value.clone() for name, value in inputs.items()}
         self.graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
-        with unmasked(), torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
+        with unmasked(), torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             self.output = work(self.inputs)
         self.pool = self.graph.pool()
 
@@ -163,6 +169,21 @@ class Graph:
             self.inputs[name].copy_(value, non_blocking=True)
         self.graph.replay()
         return self.output.clone()
+
+
+@contextmanager
+def beside(stream: Any) -> Iterator[None]:
+    """Run the block on a stream, if one is given, between what comes before and after it on the current one."""
+    if stream is None:
+        yield
+        return
+    current = torch.cuda.current_stream()
+    stream.wait_stream(current)
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        current.wait_stream(stream)
 
 
 @contextmanager
