@@ -8,6 +8,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import graft
+import http_server
+from graft.serve.root import Root
 
 CHATML = (
     "{% for message in messages %}"
@@ -111,3 +113,17 @@ def tiny_llama(tiny_tokenizer):
         initializer_range=0.2,
     )
     return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="session")
+def adapters_folder(tmp_path_factory, tiny_llama):
+    """A folder of adapters of the tiny Llama, of six methods."""
+    return http_server.save_adapters(tmp_path_factory.mktemp("adapters"), tiny_llama)
+
+
+@pytest.fixture(scope="session")
+def served(adapters_folder, tiny_llama, tiny_tokenizer):
+    """A server of the tiny Llama and these adapters on a real port, without keys: an http_server.Running; leave it as you found it."""
+    root = Root(adapters_folder)
+    with http_server.engine_for(tiny_llama, tiny_tokenizer, root) as engine, http_server.running(engine, root) as found:
+        yield found

@@ -7,13 +7,13 @@ printed as one sentence and exits with 2, as is the system's (a full disk); Ctrl
 import os
 import sys
 
-from graft.cli import chatting, comparing, delivering, planning, training
+from graft.cli import chatting, comparing, delivering, planning, serving, training
 from graft.cli.root import app, err, out
 from graft.errors import GraftError
 
 __all__ = ["app", "err", "main", "out"]
 
-for part in (comparing, training, delivering, chatting, planning):  # the order of the help
+for part in (comparing, training, delivering, serving, chatting, planning):  # the order of the help
     app.add_typer(part.app)
 
 

@@ -10,7 +10,7 @@ import os
 import stat
 from pathlib import Path
 
-from graft.errors import ServeError
+from graft.errors import ServeError, UnknownAdapter
 from graft.formats.folder import CONFIG
 from graft.serve.shelf import check_name
 
@@ -40,13 +40,13 @@ class Root:
         return sorted(found)
 
     def folder(self, name: str) -> Path:
-        """The folder of an adapter. Raises ServeError, which names it, where it is not a plain folder of plain files in the root."""
+        """The folder of an adapter. Raises UnknownAdapter, or ServeError where it is not a plain folder of plain files in the root."""
         check_name(name)
         folder, what = self.path / name, f"the adapter {name!r} cannot be served"
         if folder.is_symlink():
             raise ServeError(f"{what}: its folder is a link, which may lead out of {self.path}: put a copy there")
         if not (folder / CONFIG).is_file():
-            raise ServeError(f"no adapter {name!r} is here: there is no {CONFIG} in {folder}")
+            raise UnknownAdapter(f"no adapter {name!r} is here: there is no {CONFIG} in {folder}")
         if folder.resolve().parent != self.path:
             raise ServeError(f"{what}: it does not lie in {self.path}")
         size = 0
