@@ -24,7 +24,7 @@ LADDER = [
 RANK = {room: rank for rank, rooms in enumerate(LADDER) for room in rooms}
 MODULES = {".".join(path.relative_to(ROOT.parent).with_suffix("").parts): path for path in ROOT.rglob("*.py")}
 FOREIGN = {"accelerate": {"train", "compare"}, "triton": {"kernels"}, "bitsandbytes": {"kernels"}, "typer": {"cli"}}
-FOREIGN |= dict.fromkeys(("fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client"), {"serve"})
+FOREIGN |= {name: {"serve"} for name in ("fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client")}
 """Libraries that only these rooms may name (compare reads accelerate's version, as text)."""
 
 
