@@ -50,12 +50,12 @@ class Root:
         if folder.resolve().parent != self.path:
             raise ServeError(f"{what}: it does not lie in {self.path}")
         size = 0
-        for number, entry in enumerate(os.scandir(folder)):
-            found = entry.stat(follow_symlinks=False)
+        for number, file in enumerate(os.listdir(folder)):
+            found = (folder / file).lstat()
             if stat.S_ISLNK(found.st_mode):
-                raise ServeError(f"{what}: {entry.name[:100]!r} in its folder is a link, which may lead out of it: put a copy there")
+                raise ServeError(f"{what}: {file[:100]!r} in its folder is a link, which may lead out of it: put a copy there")
             if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
-                raise ServeError(f"{what}: {entry.name[:100]!r} in its folder is no plain file")
+                raise ServeError(f"{what}: {file[:100]!r} in its folder is no plain file")
             size += found.st_size if stat.S_ISREG(found.st_mode) else 0
             if number >= MOST_FILES or size > self.most_bytes:
                 raise ServeError(f"{what}: its folder holds more than {MOST_FILES} files or {self.most_bytes >> 20} MiB")

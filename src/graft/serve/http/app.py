@@ -34,7 +34,7 @@ def create_app(engine: Engine, settings: Settings, root: Root | None = None) -> 
 def built(desk: Desk) -> FastAPI:
     """The application at a desk."""
     meter = Meter(desk)
-    app = FastAPI(title="Graft", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="Graft", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     parts = [chat.routes(desk), completions.routes(desk), models.routes(desk), health.routes(desk), metrics.routes(meter)]
     for router in [*parts, admin.routes(desk)] if desk.settings.admin_key else parts:
         app.include_router(router)
