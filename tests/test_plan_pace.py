@@ -47,10 +47,18 @@ def test_low_rank_branches_cost_more_than_scales_and_training_the_top_costs_leas
     assert sorted(times, key=times.__getitem__) == ["last-k", "limit", "ia3", "bottleneck", "lora", "dora"]
 
 
-def test_a_tiny_step_takes_what_the_host_needs():
-    tiny = pace(job_of(Point(row="lora", shape="1b", batch=1, tokens=16)), H100)
+def test_a_tiny_step_takes_what_the_host_needs_unless_it_is_recorded():
+    point = Point(row="lora", shape="1b", batch=1, tokens=16)
+    tiny, recorded = (pace(job_of(point, recorded=known), H100) for known in (False, True))
     assert tiny.batch == tiny.host
+    assert recorded.host == 0
+    assert recorded.batch < tiny.batch / 5
     assert pace(job_of(Point(row="lora", shape="1b", batch=4)), H100).batch > tiny.host
+
+
+@pytest.mark.parametrize(("row", "ms"), [("limit", 6.0), ("lora", 8.4), ("dora", 12.0)])
+def test_recorded_steps_of_few_tokens_take_their_gaps(row, ms):
+    assert pace(job_of(Point(row=row, shape="1b", batch=1, tokens=512), recorded=True), H100).batch * 1000 == pytest.approx(ms, rel=0.03)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +98,7 @@ def test_points_that_set_the_rates_are_kept_apart_from_those_that_judge():
 
 
 def test_the_page_is_what_the_report_makes():
-    known, judged, others = plan_report.compared(plan_report.read()[0])
+    known, judged, others = plan_report.compared(plan_report.lines())
     page = plan_report.PAGE.read_text()
     assert plan_report.summary(others) in page
     assert "\n".join(plan_report.table(known)) in page

@@ -1,6 +1,6 @@
 """Named plans: which points each table and plot of docs/performance.md needs. A point that two plans name is measured once."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from steps.points import LIMIT, Point
@@ -72,7 +72,7 @@ def cold() -> list[Point]:
 
 def planner() -> list[Point]:
     """What the planner's predictions are judged by: shapes, lengths, checkpointing and bases that nothing in it was set by."""
-    few: dict[tuple[str, int, int, bool], tuple[str, ...]] = {
+    few = {
         ("7b", 1, 512, False): ("lora", "dora chunked", "bottleneck", "last-k", "prefix chunked", "lora nf4"),
         ("7b", 4, 2048, True): ("lora chunked", "ia3", "prompt chunked", "dora nf4"),
         ("3b", 2, 2048, False): ("lora", "dora", "bias", "norms", "bottleneck chunked", "lora nf4", "lora chunked"),
@@ -80,6 +80,21 @@ def planner() -> list[Point]:
         ("1b", 1, 1024, True): ("lora", "bottleneck", "lora nf4 chunked"),
         ("3b", 1, 8192, True): ("dora chunked", "prefix", "lora nf4 chunked"),
     }
+    return spread(few)
+
+
+def planner_again() -> list[Point]:
+    """More of them, for what was changed after those above had been seen: 4 bits with checkpointing, few tokens, steps that are recorded."""
+    few = {
+        ("1b", 2, 512, True): ("lora nf4 chunked", "dora"),
+        ("3b", 1, 1024, True): ("lora nf4", "ia3", "prompt chunked"),
+        ("7b", 1, 2048, False): ("bottleneck nf4 chunked", "lora chunked", "norms"),
+    }
+    return spread(few)
+
+
+def spread(few: Mapping[tuple[str, int, int, bool], Sequence[str]]) -> list[Point]:
+    """Rows and what is changed for them, by shape, rows, tokens and whether it is checkpointed; the limit of each setting first."""
     changes = {"nf4": {"base": "nf4"}, "chunked": {"loss": "chunked", "supervised": 0.25}}
     found = []
     for (shape, batch, length, remade), rows in few.items():
@@ -108,6 +123,7 @@ def smoke() -> list[Point]:
 PLANS = {
     "table": table, "tokens": tokens, "rank": rank, "checkpointing": checkpointing, "dropout": dropout, "nf4": nf4,
     "past-the-limit": past_the_limit, "cpu": cpu, "cold": cold, "planner": planner, "planner-fit": planner_fit,
+    "planner-again": planner_again,
     "smoke": smoke,
 }  # fmt: skip
 

@@ -16,8 +16,10 @@ from steps.points import LIMIT, Point
 from steps.rows import SHAPES
 
 
-def job_of(point: Point) -> Job:
-    """The planner's job of a point: a row of Graft, or the limit. A step of the benchmark has no optimizer in it."""
+def job_of(point: Point, recorded: bool = False) -> Job:
+    """The planner's job of a point: a row of Graft, or the limit. A step of the benchmark has no optimizer in it; `recorded` says that it
+    is replayed as one CUDA graph.
+    """
     setup = Setup(
         batch=point.batch,
         tokens=point.tokens,
@@ -26,6 +28,7 @@ def job_of(point: Point) -> Job:
         optimizer="",
         loss="model" if point.loss == "hf" else "chunked",
         supervised=point.supervised,
+        recorded=recorded,
     )
     model, sites = shape(point.shape)
     return bare(model, sites, setup) if point.method == LIMIT else job(model, sites, method(point), setup)

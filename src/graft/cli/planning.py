@@ -16,7 +16,7 @@ def plan(
     model: Model,
     data: Annotated[str | None, typer.Option("--data", help="Rows, whose lengths count; 512 tokens each when left out.")] = None,
     memory: Annotated[str | None, typer.Option(help="What must be enough, such as 24GB; the card's when left out.")] = None,
-    gpu: Annotated[str | None, typer.Option(help="The card, such as h100 or 4090: its memory, and times on it.")] = None,
+    gpu: Annotated[str | None, typer.Option(help="The card, such as h100 or 4090: its memory, and times on it; or cpu.")] = None,
     examples: Annotated[int | None, typer.Option(help="How many rows there are; those of --data when left out.")] = None,
     need: Annotated[str, typer.Option(help="quality,knowledge,form,latency,adapters,context,untouched,storage,speed: any.")] = "",
     why_not: Annotated[str, typer.Option("--why-not", help="A method of which to say why it is not advised.")] = "",

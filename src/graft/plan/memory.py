@@ -11,9 +11,10 @@ With checkpointing all blocks keep their input alone, and the one whose backward
 update the gradients are there from the start. The base, the trained values and their optimizer's states always are.
 
 What a block's backward pass works with is 3 f + 2 d values a token: the gradients of the MLP's inner activation, of gate and up, of what
-enters and leaves; one f more where the down projection has a branch, for the inner activation itself. The largest weight of a trained
-module in the base's dtype and its gradient come on top; on a base in 4 bits the largest dense weight. Libraries hold WORKSPACE. All but
-that and REPLAYED is arithmetic on sizes; nothing is fitted.
+enters and leaves; one f more where the down projection has a branch, for the inner activation itself. On a base in 4 bits the largest dense
+weight, that of gate and up, is there when the inner activation's gradient no longer is: 2 f + 2 d values a token and the weight, if that is
+more. The largest weight of a trained module in the base's dtype and its gradient come on top. Libraries hold WORKSPACE. All but that and
+REPLAYED is arithmetic on sizes; nothing is fitted.
 """
 
 from collections.abc import Sequence
@@ -27,8 +28,10 @@ from graft.plan.setup import Setup
 
 WORKSPACE = 2 * 32 << 20
 """cuBLAS on Hopper: 32 MiB for the thread of each pass."""
-REPLAYED = 30 << 20
-"""Beside a recorded graph (graft.model.replay): seen with LoRA and DoRA alike on an H100 at the 7B shape."""
+REPLAYED = 30 << 15
+"""A block, beside the recorded graph that writes branches (graft.model.replay): 30 MiB in all were seen with LoRA and DoRA at the 7B shape
+of 32 blocks, 13 to 16 at the 1B shape of 16.
+"""
 PARTS = ("weights", "adapter", "gradients", "optimizer", "activations", "loss", "workspace")
 
 
@@ -64,21 +67,22 @@ def memory(job: Job) -> Memory:
     gradients, margins = trained.masters(job.every), weights.margins(facts, job.forms, setup)
     always = (weights.base(facts, setup), gradients + margins + trained.norms(job.forms))
     states, early = trained.states(job.every, setup.optimizer), gradients if setup.accum > 1 else 0
-    libraries = WORKSPACE + (REPLAYED if margins else 0)
+    libraries = (0 if setup.cpu else WORKSPACE) + (REPLAYED * facts.layers if margins else 0)
     frozen = not any(site.role == "head" or (facts.tied and site.role == "embedding") for site, _ in job.forms)
     final, copies = final_norm(facts, setup) * positions, copied(job)
     moments = [Memory(*always, early, states, sum(stored) + final + copies, loss.held(facts, setup, frozen=frozen), libraries, "loss")]
     (whole, done), largest = by_block(job), cast(job)
-    working_on, dense = working(job) * positions, weights.unpacked(facts, job.forms, setup)
+    dense = weights.unpacked(facts, job.forms, setup)
+    working_on = max(working(job) * positions, narrow(job) * positions + dense)
     below = sum(stored)
     for number in reversed(range(facts.layers)):
         if not kept[number]:
             break
         below -= stored[number]
-        room, name = libraries + dense + 2 * largest[number], f"backward of block {number}"
+        room, name = libraries + 2 * largest[number], f"backward of block {number}"
         moments.append(Memory(*always, max(early, done), states, below + kept[number] + copies, 0, room + working_on, name))
         done += whole[number]
-        moments.append(Memory(*always, max(early, done), states, below + facts.width * setup.bytes * positions, 0, room, name))
+        moments.append(Memory(*always, max(early, done), states, below + facts.width * setup.bytes * positions, 0, room + dense, name))
     if setup.optimizer:
         moments.append(Memory(*always, gradients, states, 0, 0, libraries, "update"))
     return max(moments, key=lambda moment: moment.peak)
@@ -113,6 +117,11 @@ def working(job: Job) -> int:
     inner = any(isinstance(form, Affine) and form.A is not None and site.role == "down" for site, form in job.forms)
     wide = 3 if job.facts.gated else 2
     return job.setup.bytes * ((wide + inner) * job.facts.inner + 2 * job.facts.width)
+
+
+def narrow(job: Job) -> int:
+    """Bytes a token that it works with when the inner activation's gradient is gone."""
+    return job.setup.bytes * ((2 if job.facts.gated else 1) * job.facts.inner + 2 * job.facts.width)
 
 
 def copied(job: Job) -> int:

@@ -10,8 +10,9 @@
     loss          bytes of the logits and what is made of them
     update        bytes of the optimizer's step
 
-each divided by a rate of the card, and no less than what the host needs to launch the work. The rates are shares of the vendor's figures,
-taken from the kernels of the rows at 4096 tokens in benchmarks/results/train_step-h100/table.jsonl (the sources stand beside them).
+each divided by a rate of the card; the gaps between small kernels; and no less than what the host needs to launch the work, where the step
+is not recorded as one CUDA graph (graft.train does that). The rates are shares of the vendor's figures, taken from the kernels of the rows
+at 4096 tokens in benchmarks/results/train_step-h100/table.jsonl (the sources stand beside them).
 """
 
 from dataclasses import dataclass
@@ -42,10 +43,17 @@ READING = 2.0e12 / 3.35e12
 BACK = 1.44
 EAGER = 5.8
 """Bytes of pointwise work where blocks are not compiled, over those where they are: 289 ms for 203 (graft.model.regional)."""
-HOST = 0.4e-3
-"""Seconds that the host needs for the passes of one compiled block; an assumption."""
-HOST_BRANCHES = 0.6e-3
-"""And for the operators of its low-rank branches; an assumption."""
+GAPS = 94e-6
+"""Seconds between the kernels of a block: a recorded step of 512 tokens of a 1B model takes 6.0 ms, 4.5 of them for bytes and operations.
+"""
+LEAST, LEAST_SCALES = 130e-6, 130e-6
+"""Seconds that the kernels of a block's branches take at least, however few tokens there are, and those of scaled sums on top: the same
+step takes 8.4 ms with LoRA and 12 with DoRA.
+"""
+HOST, HOST_BRANCHES = 1.75e-3, 3.5e-3
+"""Seconds that the host needs to launch a block and its branches where the step is not recorded: 26 and 81 ms for the same steps. The
+host's work, not the card's: by another host, or beside other work, they took from 0.6 to 2 times as long.
+"""
 UNPACKED_BYTES = 2.5  # of each weight in 4 bits: half a byte and its scale read, two written
 LOSS_BYTES = 34  # of each logit: made, widened, summed, subtracted, exponentiated, narrowed
 UPDATE_BYTES = 28  # of each trained value: master, gradient and two states read, three written
@@ -54,7 +62,7 @@ UPDATE_BYTES = 28  # of each trained value: master, gradient and two states read
 @dataclass(frozen=True)
 class Pace:
     """Seconds of one forward and backward pass by part, and of an optimizer's update; `host` is the least that the host needs for a
-    pass.
+    pass, 0 where it launches a recorded one.
     """
 
     products: float
@@ -64,6 +72,7 @@ class Pace:
     norms: float
     unpacking: float
     loss: float
+    gaps: float
     update: float
     host: float
 
@@ -71,7 +80,7 @@ class Pace:
     def batch(self) -> float:
         """Seconds of one batch."""
         kernels = self.products + self.attention + self.pointwise + self.branches + self.norms + self.unpacking + self.loss
-        return max(SUSTAINED * kernels, self.host)
+        return max(SUSTAINED * kernels + self.gaps, self.host)
 
 
 def pace(job: Job, card: Card) -> Pace:
@@ -81,16 +90,19 @@ def pace(job: Job, card: Card) -> Pace:
     rows = loss.supervised(setup) if setup.loss == "chunked" else setup.positions
     moved = 2 * (11 * facts.width + (3 if facts.gated else 2) * facts.inner) * job.positions * (setup.bytes / 2)
     branches, more, normed = added(job)
+    runs, layers = (forward + back) / 2, facts.layers
+    least = (LEAST if branches else 0.0) + (LEAST_SCALES if branches and normed else 0.0)
     return Pace(
         products=products(job, forward + back, dense, rows) / (card.flops * PRODUCTS),
         attention=attention(job, forward, back) / card.flops,
         pointwise=(moved * (forward + BACK * back) * (1 if setup.compiled else EAGER) + more * job.positions) / (read * POINTWISE),
-        branches=branches * job.positions / (read * SKINNY),
+        branches=max(branches * job.positions / (read * SKINNY), least * layers),
         norms=normed / (read * READING),
         unpacking=(forward + back) * UNPACKED_BYTES * facts.packs / (read * READING) if setup.nf4 else 0.0,
         loss=LOSS_BYTES * facts.vocabulary * rows / (read * POINTWISE),
         update=UPDATE_BYTES * job.trained / read if setup.optimizer else 0.0,
-        host=HOST * (forward + back) / 2 + (HOST_BRANCHES * facts.layers if branches else 0.0),
+        gaps=GAPS * runs,
+        host=0.0 if setup.recorded else HOST * runs + (HOST_BRANCHES * layers if branches else 0.0),
     )
 
 

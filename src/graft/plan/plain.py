@@ -42,6 +42,7 @@ def entry(each: Entry) -> dict[str, Any]:
         "share": one.share,
         "refused": one.refused,
         "served": None if one.served is None else asdict(one.served),
+        "smallest_memory_bytes": each.least or None,
         "smallest_card": None if each.card is None else each.card.name,
         "training": None,
     }

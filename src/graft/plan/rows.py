@@ -45,11 +45,16 @@ class Rows:
         """The length that this part of the rows does not exceed."""
         return self.lengths[min(int(part * len(self.lengths)), len(self.lengths) - 1)]
 
-    def padded(self, batch: int, most: int) -> float:
-        """Mean length of a batch of so many random rows cut at `most`: the expected longest of them."""
-        n = float(len(self.lengths))
-        chances = (((k + 1) / n) ** batch - (k / n) ** batch for k in range(len(self.lengths)))
-        return sum(min(length, most) * chance for length, chance in zip(self.lengths, chances, strict=True))
+    def padded(self, batch: int, most: int, window: int, multiple: int = 1) -> float:
+        """Mean length of a batch of so many rows cut at `most`, which training pads to its longest row, up to a multiple.
+
+        Rows of like length share a batch: of a window of random rows, sorted, each batch takes the next ones (graft.data.batches), so
+        that its longest is expected where its last row stands among the window's.
+        """
+        window = max(batch, min(window, (self.count or window) // batch * batch))
+        ends = [self.share(end / (window + 1)) for end in range(batch, window + 1, batch)]
+        top = min(self.longest, most)
+        return sum(max(min(end, top), min(-(-end // multiple) * multiple, top)) for end in ends) / len(ends)
 
 
 def rows_of(source: str, tokenizer: Any, examples: int | None = None) -> Rows:

@@ -10,8 +10,9 @@ from graft.kernels.optimizers import OPTIMIZERS
 class Setup:
     """`batch` rows of at most `tokens` in a forward, `accum` of them for an update. `bytes` is of a value of the base's dtype.
 
-    `compiled` and `fused` are what training does by itself on a GPU; `loss` is "chunked" (Graft's own) or "model" (all logits at once);
-    `supervised` is the share of the positions that is trained on. An empty `optimizer` is none: forward and backward alone.
+    `compiled`, `fused` and `recorded` (a step as one CUDA graph) are what training does by itself on a GPU, `cpu` says that it runs on
+    none; `loss` is "chunked" (Graft's own) or "model" (all logits at once); `supervised` is the share of the positions that is trained on.
+    An empty `optimizer` is none: forward and backward alone.
     """
 
     batch: int = 16
@@ -25,6 +26,8 @@ class Setup:
     fused: bool = True
     loss: str = "chunked"
     supervised: float = 1.0
+    recorded: bool = True
+    cpu: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch", "tokens", "accum", "bytes"):

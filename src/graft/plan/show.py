@@ -1,10 +1,12 @@
 """A plan for the terminal: a table with a bar of memory for each method, the command that trains so, and the advice."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 from rich.box import SIMPLE
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -12,7 +14,7 @@ from graft.plan.advice import Situation, evidence, spoken, why_not
 from graft.plan.counts import BYTES, size
 from graft.plan.memory import PARTS, Memory
 from graft.plan.plan import Entry, Plan
-from graft.plan.search import room
+from graft.plan.search import EPOCHS, GOAL, room
 
 COLOURS = {
     "weights": "blue",
@@ -45,7 +47,10 @@ def bar(memory: Memory, scale: int, width: int = WIDTH) -> Text:
 
 def show(plan: Plan, console: Console, asked: str = "") -> None:
     """Print a plan; `asked` is a method of which to say why it was not advised."""
-    console.print(Group(*renderables(plan, console.width, asked)), highlight=False)
+    for part in renderables(plan, console.width, asked):
+        console.print(part, highlight=False)
+    for line in commands(plan):
+        console.print(Text(f"\n{line}", "green"), highlight=False, soft_wrap=True)  # a line that is broken cannot be pasted
 
 
 def renderables(plan: Plan, width: int, asked: str = "") -> Iterator[RenderableType]:
@@ -55,18 +60,22 @@ def renderables(plan: Plan, width: int, asked: str = "") -> Iterator[RenderableT
     yield table(plan, width)
     yield Text("  ").join(Text.assemble((FULL, COLOURS[part]), f" {part}") for part in PARTS)
     yield Text(f"\n{spoken(plan.advice)}", "bold")
-    yield from (Text(f"  {line}") for line in evidence(plan.advice.reasons))
-    yield from (Text(f"  But: {line}") for line in evidence(plan.advice.caveats))
-    yield from (Text(f"\n  {line}", "green") for line in commands(plan))
+    yield from (indented(line) for line in evidence(plan.advice.reasons))
+    yield from (indented(f"But: {line}") for line in evidence(plan.advice.caveats))
     yield from refusals(plan)
     if asked:
         yield from answer(plan.situation, asked)
 
 
+def indented(line: str) -> Padding:
+    """A sentence, all of whose lines are indented."""
+    return Padding(Text(line), (0, 0, 0, 2), expand=False)
+
+
 def headline(plan: Plan) -> str:
     """The model and the machine."""
-    where = f" on {plan.card.name}" if plan.card else ""
-    limit = f", {plan.memory / 1e9:g} GB of which {room(plan.memory) / 1e9:.1f} for tensors" if plan.memory else ""
+    where = f" on {plan.card.name}" if plan.card else " on a CPU" if plan.cpu else ""
+    limit = f", {plan.memory / 1e9:g} GB of which {room(plan.memory, plan.cpu) / 1e9:.1f} for tensors" if plan.memory else ""
     return f"{plan.model}: {plan.parameters:,} parameters{where}{limit}"
 
 
@@ -78,21 +87,25 @@ def assumptions(plan: Plan) -> str:
         said += f" of {rows.mean:.0f} tokens, the longest {rows.longest} ({rows.source})"
     else:
         said += f", taken as {rows.longest} tokens each"
-    known = "" if not plan.card or plan.card.measured else f" Times on {plan.card.name} are scaled from an H100's by the vendor's figures."
-    return f"{said}; updates of 16 rows, 3 epochs.{known}"
+    held = f"a base in {str(plan.dtype).removeprefix('torch.')} {'on a CPU' if plan.cpu else 'on a GPU'}"
+    known = "" if plan.card or plan.cpu else " (--gpu NAME also says how long it takes, --gpu cpu plans for a CPU)"
+    if plan.card and not plan.card.measured:
+        known = f". Times on {plan.card.name} are scaled from an H100's by the vendor's figures"
+    return f"{said}; updates of {GOAL} rows, {EPOCHS} epochs, {held}{known}."
 
 
 def table(plan: Plan, width: int) -> Table:
     """One row a method; those of COLUMNS that say something here."""
     made = Table(box=SIMPLE, padding=(0, 1, 0, 0))
+    found = [cells(each) for each in plan.entries]
     left_out = {*(() if plan.card else TIMES), *(name for least, names in SPARED.items() if width < least for name in names)}
+    left_out |= {name for name in COLUMNS if name != "bar" and not any(values[name] for values in found)}
     shown = [name for name in COLUMNS if name not in left_out]
     cells_of_bar = WIDTH if "inference" in shown else WIDTH // 2
     for name in shown:
         made.add_column("" if name == "bar" else name, justify="right" if name in NUMBERS else "left")
     scale = scale_of(plan)
-    for each in plan.entries:
-        values = cells(each)
+    for each, values in zip(plan.entries, found, strict=True):
         values["bar"] = bar(each.choice.memory, scale, cells_of_bar) if each.choice else Text(values["with"], "red")
         values["with"] = values["with"] if each.choice else ""
         made.add_row(*(values[name] for name in shown))
@@ -102,7 +115,7 @@ def table(plan: Plan, width: int) -> Table:
 def scale_of(plan: Plan) -> int:
     """Bytes that a whole bar stands for: what there is room for, or else the largest peak."""
     peaks = [each.choice.memory.peak for each in plan.entries if each.choice]
-    return room(plan.memory) if plan.memory else max(peaks, default=1)
+    return room(plan.memory, plan.cpu) if plan.memory else max(peaks, default=1)
 
 
 def cells(each: Entry) -> dict[str, Any]:
@@ -115,7 +128,7 @@ def cells(each: Entry) -> dict[str, Any]:
     found |= {"trained": f"{one.trained:,}", "of base": f"{one.share:.3%}", "inference": cost}
     found |= {"adapter": size(one.stored * BYTES), "one more": size(one.served.bytes)}
     if choice is None:
-        return found | {"with": f"fits {each.card.name}" if each.card else "fits no single card"}
+        return found | {"with": needs(each)}
     setup = choice.setup
     return found | {
         "peak": f"{choice.memory.peak / 1e9:.1f} GB",
@@ -124,6 +137,12 @@ def cells(each: Entry) -> dict[str, Any]:
         "time": duration(each.hours) if each.hours else "–",
         "with": ", ".join([*(["checkpointing"] if setup.checkpointing else []), *choice.given_up]),
     }
+
+
+def needs(each: Entry) -> str:
+    """The smallest machine that trains a method which does not fit, to read; rounded up, so that it is enough."""
+    least = math.ceil(each.least / 1e8) / 10
+    return f"needs {least:g} GB" + (f" ({each.card.name})" if each.card else "")
 
 
 def duration(hours: float) -> str:
@@ -145,8 +164,8 @@ def refusals(plan: Plan) -> Iterator[Text]:
     yield from (Text(line, "bright_black") for line in said)
 
 
-def answer(situation: Situation, method: str) -> Iterator[Text]:
+def answer(situation: Situation, method: str) -> Iterator[RenderableType]:
     """Why not a method."""
     found = evidence(why_not(situation, method))
     yield Text(f"\nWhy not {method}?", "bold")
-    yield from (Text(f"  {line}") for line in found or [f"{method} is what is advised."])
+    yield from (indented(line) for line in found or [f"{method} is what is advised."])
