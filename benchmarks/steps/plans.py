@@ -84,7 +84,7 @@ def planner() -> list[Point]:
 
 
 def planner_again() -> list[Point]:
-    """More of them, for what was changed after those above had been seen: 4 bits with checkpointing, few tokens, steps that are recorded."""
+    """More of them, for what was changed after those above were seen: 4 bits with checkpointing, few tokens, steps that are recorded."""
     few = {
         ("1b", 2, 512, True): ("lora nf4 chunked", "dora"),
         ("3b", 1, 1024, True): ("lora nf4", "ia3", "prompt chunked"),
