@@ -291,11 +291,6 @@ def attach(module: Any, slot: Slot) -> None:
     module.forward = MethodType(overridden, module)
 
 
-def bypass(module: Any, off: bool) -> None:
-    """Run an attached module as if nothing were attached, or (`off` is False) through its slot again."""
-    module.__dict__["forward"] = module.graft_inner if off else MethodType(overridden, module)
-
-
 def detach(module: Any) -> None:
     """Undo `attach`: the instance's own forward, if it had one (accelerate, a 4-bit product), is put back."""
     inner = module.graft_inner

@@ -1,5 +1,6 @@
 """Wiring: the slots of a model's modules and its doorway, made where a site first needs them, attached and detached together."""
 
+from types import MethodType
 from typing import Any
 
 from graft.errors import AdapterError
@@ -82,7 +83,8 @@ class Wiring:
         if off != self.bypassed:
             for path in self.slots:
                 self.modules[path] = self.modules.get(path) or self.model.get_submodule(path)
-                slots.bypass(self.modules[path], off)
+                module = self.modules[path]
+                module.__dict__["forward"] = module.graft_inner if off else MethodType(slots.overridden, module)
             self.bypassed = off
 
     def detach(self) -> None:
