@@ -19,6 +19,7 @@ from graft.errors import AdapterError
 from graft.forms import Affine, Replacement, at_rows, join, run, scaled
 from graft.method import Method, Tensors, makes
 from graft.model.base import ModuleBase
+from graft.model.calls import first, for_rows, leading, with_input, with_output
 from graft.model.routing import Cell, Routing
 from graft.model.twin import twin_of
 from graft.pack import Pack, slots_of
@@ -248,34 +249,6 @@ def keyed(source: str) -> str:
 def unkeyed(key: str) -> str:
     """The source of such a name."""
     return key[1:].replace("/", ".")
-
-
-def leading(x: Tensor) -> torch.Size:
-    """The leading shape of a module's input: all of ids, all but the last dimension of activations."""
-    return x.shape[:-1] if x.is_floating_point() else x.shape
-
-
-def for_rows(x: Tensor, rows: int) -> Tensor:
-    """A tensor that all rows share [1, ...] as one for each [rows, ...]; any other as it is."""
-    return x.expand(rows, *x.shape[1:]) if x.shape[0] == 1 < rows else x
-
-
-def first(out: Any) -> Tensor:
-    """A module's output proper, the first of a tuple."""
-    y: Tensor = out[0] if isinstance(out, tuple) else out
-    return y
-
-
-def with_output(y: Tensor, out: Any) -> Any:
-    """The module's output with its proper part replaced."""
-    return (y, *out[1:]) if isinstance(out, tuple) else y
-
-
-def with_input(x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The call's arguments with the first replaced."""
-    if args:
-        return (x, *args[1:]), kwargs
-    return args, kwargs | {next(iter(kwargs)): x}
 
 
 def overridden(self: Any, *args: Any, **kwargs: Any) -> Any:
