@@ -5,7 +5,7 @@
 The rows, their order and the initial tensors are the same in all ways, so that in exact arithmetic all curves would be one:
 
     reference      bfloat16, eager, every form by itself, as `graft.adapt` leaves a model
-    fast           bfloat16, low-rank branches fused with their products, each block compiled
+    fast           bfloat16, low-rank branches fused with their products, each block compiled, steps recorded as CUDA graphs
     accumulated    the reference, each step in two halves whose gradients are added: another order of the same sums
     float32        the reference in float32: what bfloat16 itself does to a curve
 
@@ -54,6 +54,7 @@ def run(options: argparse.Namespace, method: str, way: str) -> dict[str, Any]:
         seed=options.seed,
         fuse=way == "fast",
         compile="on" if way == "fast" else "off",
+        cuda_graphs="auto" if way == "fast" else "off",
         strict=True,
     )
     losses: list[float] = []
@@ -69,6 +70,7 @@ def run(options: argparse.Namespace, method: str, way: str) -> dict[str, Any]:
         "validation_loss": result.validation_loss,
         "fused": result.fused,
         "graphs": result.compiled.graphs if result.compiled else 0,
+        "played": result.recorded.times if result.recorded else 0,
         "seconds_per_step": result.seconds_per_step,
         "peak_memory_bytes": result.peak_memory_bytes,
         "config": {

@@ -1,7 +1,8 @@
 """One point on the device that this process sees: the time of each step, the peak of each step, the first step apart.
 
 A step is forward, loss and backward on fresh random ids; the gradients are dropped after it. Steps are timed one at a time, with device
-events on a card, so that what the host needs to start a step counts as it does in training, where the loss is read after each. A large
+events on a card, so that what the host needs to start a step counts as it does in training, where the loss is read after each. Where
+training records steps as CUDA graphs, they are recorded here (graft.model.recorded), and the peak is that of steps as they come. A large
 step takes a card to its power limit, where the clock falls with what else draws power: clock and watts are noted beside the time.
 """
 
@@ -9,11 +10,15 @@ import shutil
 import statistics
 import subprocess
 import time
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 
-from graft.model.supervised import IGNORED, token_losses
+from graft.model.recorded import Recorder
+from graft.model.supervised import IGNORED
+from graft.train.gradient import gradient, inputs_of
 from steps.points import Point
 from steps.rows import SHAPES, Row, bits, prepared
 
@@ -28,19 +33,23 @@ def device() -> torch.device:
 
 
 def batch_of(point: Point, where: torch.device, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """Random ids, and labels for the supervised end of each row."""
+    """What a step reads: random ids, and the supervised end of each row as its loss wants it."""
     ids = torch.randint(SHAPES[point.shape].get("vocab_size", 32000), (point.batch, point.tokens), generator=generator, device=where)
     labels = ids.clone()
     labels[:, : round(point.tokens * (1 - point.supervised))] = IGNORED
-    return {"input_ids": ids, "labels": labels}
+    if point.loss == "hf":
+        return {"input_ids": ids, "labels": labels}
+    weight = 1 / max(1, int((labels[:, 1:] != IGNORED).sum()))
+    return inputs_of({"input_ids": ids, "labels": labels.cpu()}, weight, torch.bfloat16, padded=False)[0]
 
 
-def step(row: Row, point: Point, batch: dict[str, torch.Tensor]) -> None:
+def step(row: Row, point: Point, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Forward, loss, backward."""
     if point.loss == "chunked":
-        token_losses(row.runs, batch)[0].mean().backward()
-    else:
-        row.runs(**batch, use_cache=False).loss.backward()
+        return gradient(row.runs, batch)
+    loss = row.runs(**batch, use_cache=False).loss
+    loss.backward()
+    return loss.detach()
 
 
 class Clock:
@@ -90,12 +99,14 @@ class Power:
             self.read = {name: statistics.median(line[k] for line in read) for k, name in enumerate(("mhz", "watts")) if read}
 
 
-def one(row: Row, point: Point, where: torch.device, generator: torch.Generator) -> Clock:
-    """One step on fresh ids, its gradients dropped."""
+def one(run: Recorder | None, row: Row, point: Point, where: torch.device, generator: torch.Generator) -> Clock:
+    """One step on fresh ids, its gradients dropped (set to zero where recorded steps add to them)."""
     batch = batch_of(point, where, generator)
     with Clock(where) as clock:
-        step(row, point, batch)
-    for value in row.trained:
+        run(batch) if run else step(row, point, batch)
+    if run:
+        run.clear()
+    for value in row.trained if run is None else ():
         value.grad = None
     return clock
 
@@ -106,12 +117,13 @@ def measure(point: Point, profiles: bool) -> dict[str, Any]:
     row = prepared(point, where)
     setup = time.perf_counter() - started
     generator = torch.Generator(where).manual_seed(1)
-    warm = [one(row, point, where, generator) for _ in range(WARM)]
+    run = Recorder(partial(step, row, point), row.trained, strict=True) if row.recorded and where.type == "cuda" else None
+    warm = [one(run, row, point, where, generator) for _ in range(WARM)]
     clocks: list[Clock] = []
     with Power(where) as power:
         while len(clocks) < LEAST or (sum(clock.ms for clock in clocks) < 1000 * SECONDS and len(clocks) < MOST):
-            clocks.append(one(row, point, where, generator))
-    times, peaks = [clock.ms for clock in clocks], [clock.peak for clock in clocks]
+            clocks.append(one(run, row, point, where, generator))
+    times, peaks = [clock.ms for clock in clocks], [clock.peak for clock in (*warm[1:], *clocks)]
     return (
         {
             "ms": statistics.median(times),
@@ -121,6 +133,7 @@ def measure(point: Point, profiles: bool) -> dict[str, Any]:
             "peak_last": peaks[-1],
             "setup_s": setup,
             "cold_s": warm[0].ms / 1000,
+            "held_bytes": torch.cuda.memory_reserved() if where.type == "cuda" else 0,
             "trained": sum(value.numel() for value in row.trained),
             "graphs": torch._dynamo.utils.counters["stats"]["unique_graphs"],
             "bits": bits(row.model),

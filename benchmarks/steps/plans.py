@@ -23,14 +23,15 @@ def points(rows: Iterable[str], **settings: object) -> list[Point]:
 
 def table() -> list[Point]:
     """Every row at 4096 tokens a step."""
-    eager = ("limit-eager", "lora-eager", "dora-eager", "lora-apart", "dora-apart", "full", "full-eager")
-    return points((*METHODS, *BEST, *PEFT, *eager))
+    launched = ("lora-launched", "dora-launched", "lora-apart", "dora-apart", "full")
+    eager = ("limit-eager", "lora-eager", "dora-eager", "full-eager")
+    return points(("limit-recorded", *METHODS, *BEST, *PEFT, *launched, *eager))
 
 
 def tokens() -> list[Point]:
     """Time and memory against tokens a step; every method at the ends."""
     ends = [point for batch, length in (LENGTHS[0], LENGTHS[-1]) for point in points(METHODS, batch=batch, tokens=length)]
-    return [point for batch, length in LENGTHS for point in points(CURVES, batch=batch, tokens=length)] + ends
+    return [point for batch, length in LENGTHS for point in points(("limit-recorded", *CURVES), batch=batch, tokens=length)] + ends
 
 
 def rank() -> list[Point]:

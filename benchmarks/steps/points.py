@@ -3,10 +3,12 @@
 Rows: `limit`, the methods of Graft, and HF PEFT's beside them.
 
     limit         nothing trained, the gradient flowing to the embeddings' output; each block compiled
-    lora ...      a method of Graft as training sets it up: branches fused with their products, each block compiled
-    lora-apart    each block compiled, nothing fused
-    lora-eager    fused, nothing compiled            limit-eager, full-eager: nothing compiled
-    lora-plain    what `graft.adapt` gives: neither fused nor compiled
+    limit-recorded    the same recorded as a CUDA graph, as training does with the methods
+    lora ...      a method of Graft as training sets it up: branches fused with their products, each block compiled, the step recorded
+    lora-launched     the same unrecorded: the host launches each kernel
+    lora-apart    each block compiled, nothing fused or recorded
+    lora-eager    fused, nothing compiled or recorded     limit-eager, full-eager: nothing compiled
+    lora-plain    what `graft.adapt` gives: neither fused nor compiled nor recorded
     peft-lora     HF PEFT as it is by default: float32 adapters, eager
     peft-lora-best    HF PEFT at its best: adapters in the base's dtype, each block compiled
     full          every weight trained: forward, loss and backward like all others, without its optimizer
@@ -17,7 +19,9 @@ from dataclasses import asdict, dataclass, replace
 
 LIMIT = "limit"
 LOW_RANK = ("lora", "dora")
-ENDINGS = ("-apart", "-eager", "-plain", "-best")
+ENDINGS = ("-apart", "-eager", "-plain", "-best", "-launched", "-recorded")
+AS_THEY_COME = ("-apart", "-eager", "-plain", "-launched")
+"""Endings of Graft's rows whose steps are not recorded."""
 
 
 @dataclass(frozen=True)

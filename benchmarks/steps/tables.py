@@ -124,7 +124,7 @@ TABLES: dict[str, Callable[[Results], list[str]]] = {
     "goals": goals,
     "figures": figures,
     "table": plain(table()),
-    "tokens": against(TOKENS, (*METHODS, *CURVES[2:]), "tokens a step"),
+    "tokens": against(TOKENS, ("limit-recorded", *METHODS, *CURVES[2:]), "tokens a step"),
     "rank": against([(str(r), {"rank": r}) for r in RANKS], CURVES, "rank"),
     "checkpointing": plain(checkpointing()),
     "dropout": plain([point for point in dropout() if point.row != LIMIT]),
