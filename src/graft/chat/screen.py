@@ -6,7 +6,7 @@ left out.
 
 from collections.abc import Sequence
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
@@ -88,7 +88,7 @@ def panel(answer: Answer) -> Panel:
     if answer.error:
         body.append(("\n" if answer.text else "") + plain(answer.error), style="yellow")
     title = Text(plain(answer.model), style="bold green")
-    return Panel(body, title=title, title_align="left", subtitle=Text(cost(answer), style="dim"), subtitle_align="left", border_style="dim")
+    return Panel(Group(body, Text(cost(answer), style="dim")), title=title, title_align="left", border_style="dim")
 
 
 def show_models(console: Console, models: Sequence[Model], current: str) -> None:

@@ -96,7 +96,7 @@ export class Answer {
       this.words.className = "text none";
       this.words.textContent = reason === "stopped" ? "Stopped before the first token." : "An empty answer.";
     }
-    if (this.text) this.acts.append(button("Copy", `Copy the answer of ${this.model}`, () => navigator.clipboard?.writeText(this.text)));
+    if (this.text && navigator.clipboard) this.offerCopy(); // a page that came unencrypted from another machine has no clipboard
     this.offerRetry();
   }
 
@@ -106,6 +106,15 @@ export class Answer {
     this.stats.textContent = this.pace.words().join(", ");
     this.words.append(node("p", "error", message));
     this.offerRetry();
+  }
+
+  offerCopy() {
+    const copy = button("Copy", `Copy the answer of ${this.model}`, async () => {
+      await navigator.clipboard.writeText(this.text);
+      copy.textContent = "Copied";
+      setTimeout(() => { copy.textContent = "Copy"; }, 1500);
+    });
+    this.acts.append(copy);
   }
 
   offerRetry() {
