@@ -40,12 +40,13 @@ MOST_OPEN = 200  # requests of ours at a time
 HOST_MEMORY = "400kB"
 
 
-def start(place, log):
-    """A server's process, its port, and its keys."""
+def start(place, log, dtype):
+    """A server's process, and its keys."""
     keys = {"GRAFT_API_KEY": secrets.token_hex(16), "GRAFT_ADMIN_KEY": secrets.token_hex(16)}
     command = [
         sys.executable, "-m", "graft.cli", "serve", str(place / "base"), "--adapters", str(place / "adapters"), "--port", "0",
         "--slots", "4", "--cached-tokens", "4096", "--batch-tokens", "256", "--host-memory", HOST_MEMORY, "--max-requests", "64",
+        "--dtype", dtype,
     ]  # fmt: skip
     process = subprocess.Popen(command, env=os.environ | keys, stdout=log, stderr=log, start_new_session=True)
     return process, keys
@@ -113,7 +114,13 @@ async def soak(arguments, process, client, place, known):
     ending = await stop(traffic, process)
     watching.cancel()
     del watch.readings[readings:]  # what the end gives back says nothing
-    settings = {"minutes": arguments.minutes, "rate": arguments.rate, "seed": arguments.seed, "host_memory": HOST_MEMORY}
+    settings = {
+        "minutes": arguments.minutes,
+        "rate": arguments.rate,
+        "seed": arguments.seed,
+        "dtype": arguments.dtype,
+        "host_memory": HOST_MEMORY,
+    }
     return summarise(ledger, watch, settings | {"machine": machine(), "versions": versions()}, ending)
 
 
@@ -124,6 +131,7 @@ def main():
     parser.add_argument("--rate", type=float, default=5.0, help="requests a second, on average")
     parser.add_argument("--every", type=float, default=3.0, help="seconds between readings of memory")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", default="float32", help="the server's; the oracle's is float32, so that others answer otherwise")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/soak"))
     parser.add_argument("--log", type=Path, help="keep the server's log here")
     arguments = parser.parse_args()
@@ -132,7 +140,7 @@ def main():
         write_place(place)
         known = cases(place)
         with open(arguments.log or place / "server.log", "w") as log:
-            process, keys = start(place, log)
+            process, keys = start(place, log, arguments.dtype)
             try:
                 client = Client(port_of(process, log), keys["GRAFT_API_KEY"], keys["GRAFT_ADMIN_KEY"])
                 found = asyncio.run(soak(arguments, process, client, place, known))

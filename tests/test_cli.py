@@ -29,9 +29,9 @@ FLAGS = {
     "export": "adapter data max-gap model nf4 output-dir rows to",
     "verify": "adapter data force model nf4",
     "plan": "data examples gpu html json memory model need why-not",
-    "chat": "adapter adapters api-key-env nf4 url",
-    "serve": "adapters admin-key-file allow-host api-key-file batch-requests batch-tokens cached-tokens drain host host-memory "
-    "max-new-tokens max-requests max-waiting name nf4 port slots timeout",
+    "chat": "adapter adapters api-key-env dtype nf4 url",
+    "serve": "adapters admin-key-file allow-host api-key-file batch-requests batch-tokens cached-tokens drain dtype host "
+    "host-memory max-new-tokens max-requests max-waiting name nf4 port slots timeout",
     "doctor": "",
 }
 

@@ -42,7 +42,7 @@ class Client:
 
     def head(self, method, path, length=None, *, key=None, headers=()):
         """A request's first lines."""
-        lines = {"Host": f"127.0.0.1:{self.port}", "Connection": "close", "Authorization": f"Bearer {key or self.api_key}"}
+        lines = {"Host": f"127.0.0.1:{self.port}", "Connection": "close", "Authorization": f"Bearer {self.api_key if key is None else key}"}
         if length is not None:
             lines |= {"Content-Type": "application/json", "Content-Length": str(length)}
         lines |= dict(headers)

@@ -17,10 +17,10 @@ class Ledger:
     seconds: list = field(default_factory=list)
     first: list = field(default_factory=list)
 
-    def end(self, kind, reply, allowed, *, what=""):
-        """Note how a request ended; one whose status is not allowed is unexpected. Whether it was 200."""
+    def end(self, kind, reply, allowed, *, what="", spoken=True):
+        """Note how a request ended: a status that is not allowed is unexpected, as is a refusal without a sentence. Whether it was 200."""
         self.kinds[kind][str(reply.status) if reply.status else "closed"] += 1
-        if reply.status not in allowed or (reply.status >= 400 and not reply.sentence):
+        if reply.status not in allowed or (spoken and reply.status >= 400 and not reply.sentence):
             said = reply.sentence or reply.body[:200].decode("utf-8", "replace")
             self.note(kind, reply.status, what=what, said=said)
         elif reply.status == 200 and reply.sentence:

@@ -122,7 +122,7 @@ class Traffic:
         """An attack."""
         name = self.rng.choice(list(self.attacks))
         act, statuses = self.attacks[name]
-        self.ledger.end(f"hostile: {name}", await act(self.rng), statuses, what=name)
+        self.ledger.end(f"hostile: {name}", await act(self.rng), statuses, what=name, spoken=name not in hostile.UNSPOKEN)
 
     async def look(self, kind):
         """What a monitor reads."""

@@ -10,7 +10,7 @@ from graft.chat.backend import Model, Piece, Prompt
 from graft.chat.screen import complain
 from graft.chat.terminal import chat
 from graft.errors import ServeError
-from graft.model.load import load
+from graft.model.load import dtype_named, load
 from graft.serve import Engine, Handle, Room, Sampling
 from graft.serve.root import Root
 
@@ -61,12 +61,12 @@ class LocalStream:
             self.handle.cancel()
 
 
-def chat_with_base(base: str, folder: Path | None, console: Console, *, adapter: str = "", nf4: bool = False) -> None:
+def chat_with_base(base: str, folder: Path | None, console: Console, *, adapter: str = "", nf4: bool = False, dtype: str = "auto") -> None:
     """Load a base, register the adapters of a folder, and chat until the user leaves.
 
     Raises ModelError where the base cannot be loaded, ServeError where it cannot be served or an adapter's name cannot be.
     """
-    loaded = load(base, nf4=nf4)
+    loaded = load(base, dtype=dtype_named(dtype), nf4=nf4)
     with Engine(loaded.model, loaded.tokenizer, room=ROOM) as engine:
         if folder is not None:
             register_all(engine, Root(folder), console)

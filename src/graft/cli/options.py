@@ -12,6 +12,7 @@ Output = Annotated[str, typer.Option("--output-dir", help="Folder to write to.")
 BadRows = Annotated[str, typer.Option("--bad-rows", help="What to do with a row that cannot be read: fail or skip.")]
 Metric = Annotated[str, typer.Option(help="exact_match, final_answer, accuracy, rouge1, rouge2, rougeL, bleu, chrf, loss, or auto.")]
 Nf4 = Annotated[bool, typer.Option("--nf4", help="Hold the base's linear maps in 4 bits (QLoRA).")]
+Dtype = Annotated[str, typer.Option("--dtype", help="What the base is held and computed in: auto, float32, bfloat16 or float16.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Rows a forward.")]
 GradAccum = Annotated[int, typer.Option("--grad-accum", help="Batches an optimizer step.")]
 MaxLength = Annotated[int, typer.Option("--max-length", help="Tokens a row; longer prompts lose their beginning.")]

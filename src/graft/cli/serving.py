@@ -1,10 +1,11 @@
 """Commands that serve."""
 
+import os
 from typing import Annotated
 
 import typer
 
-from graft.cli.options import Nf4
+from graft.cli.options import Dtype, Nf4
 from graft.cli.root import err
 
 app = typer.Typer()
@@ -32,8 +33,11 @@ def serve(
     timeout: Annotated[float, typer.Option(help="Seconds until an answer must be whole.")] = 600.0,
     drain: Annotated[float, typer.Option(help="Seconds that what runs gets to finish when the server is told to stop.")] = 60.0,
     nf4: Nf4 = False,
+    dtype: Dtype = "auto",
 ) -> None:
     """Serve a base and its adapters together, by OpenAI's API, with a playground page."""
+    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(cache, "256")  # a CPU keeps 0.5 MB for each shape in bfloat16, 1,024 twice, and batches have every length
     from graft.serve.extra import require
 
     require()

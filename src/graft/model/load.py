@@ -27,6 +27,7 @@ from graft.model.foreign import as_model_error, quiet
 from graft.model.gguf import BROKEN, NOTE, SMOLLM2, cache_folder, converted, ensure_pad, gguf_file, require_gguf
 
 CHOICES = f"name a folder written by save_pretrained, a .gguf file, a hub id (owner/name) or {SMOLLM2}"
+DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BF16_CPU = ("avx512_bf16", "amx_bf16")
 
 
@@ -151,6 +152,13 @@ def pick_device(device: str | torch.device) -> torch.device:
     if device != "auto":
         return torch.device(device)
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def dtype_named(name: str) -> torch.dtype | None:
+    """The dtype that a command's option names; None for "auto". Raises ModelError on any other."""
+    if name not in DTYPES:
+        raise ModelError(f"{name!r} is no dtype that a base is held in: it is {', '.join(DTYPES)}")
+    return DTYPES[name]
 
 
 def default_dtype(device: torch.device) -> torch.dtype:

@@ -16,7 +16,7 @@ import uvicorn
 from rich.console import Console
 
 from graft.errors import ServeError
-from graft.model.load import load
+from graft.model.load import dtype_named, load
 from graft.serve.engine import Engine
 from graft.serve.fair import Queueing
 from graft.serve.http import logs
@@ -52,15 +52,16 @@ class ServeJob:
     timeout: float = 600.0
     drain: float = 60.0
     nf4: bool = False
+    dtype: str = "auto"
 
 
 def serve_job(job: ServeJob, console: Console) -> None:
     """Serve until told to stop. Raises ServeError where the address, a key or the folder cannot be used, ModelError for the base."""
-    settings = settings_of(job)
+    settings, dtype = settings_of(job), dtype_named(job.dtype)
     root = None if job.adapters is None else Root(job.adapters)
     with bound(settings.host, settings.port) as listener:
         console.print(f"Loading {job.base} ...", highlight=False)
-        loaded = load(job.base, nf4=job.nf4)
+        loaded = load(job.base, dtype=dtype, nf4=job.nf4)
         room = room_for(loaded.model, cached=job.cached_tokens, batch=job.batch_tokens, requests=job.batch_requests)
         queueing = Queueing(waiting=job.max_waiting)
         engine = Engine(loaded.model, loaded.tokenizer, slots=job.slots, room=room, host_bytes=job.host_memory, queueing=queueing)
