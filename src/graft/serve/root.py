@@ -29,11 +29,11 @@ class Root:
             raise ServeError(f"there is no folder {folder} to take adapters from")
 
     def names(self) -> list[str]:
-        """The names of all folders that hold an adapter's config, sorted. Raises ServeError where there are too many."""
+        """The names of all folders that hold an adapter's config, sorted, links too: `folder` says why not. Raises ServeError where there are too many."""
         found = []
         with os.scandir(self.path) as entries:
             for entry in entries:
-                if entry.is_dir(follow_symlinks=False) and (self.path / entry.name / CONFIG).is_file():
+                if entry.is_dir() and (self.path / entry.name / CONFIG).is_file():
                     found.append(entry.name)
         if len(found) > MOST_ADAPTERS:
             raise ServeError(f"{self.path} holds {len(found)} adapters, and at most {MOST_ADAPTERS} are served: take another folder")

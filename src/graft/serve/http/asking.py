@@ -40,10 +40,15 @@ class Part:
 
 
 class Asking:
-    """The prompts of one request. `adapter`: a name, or None for the base; `leave` is called when all is done, `hidden` in no refusal."""
+    """The prompts of one request. `adapter`: a name, or None for the base; `facts` are for the log.
 
-    def __init__(self, engine: Engine, limits: Limits, adapter: str | None, leave: Callable[[], None], hidden: str = "") -> None:
-        self.engine, self.limits, self.adapter, self.leave, self.hidden = engine, limits, adapter, leave, hidden
+    `leave` is called when all is done; `hidden` is in no refusal.
+    """
+
+    def __init__(
+        self, engine: Engine, limits: Limits, adapter: str | None, leave: Callable[[], None], facts: dict[str, Any], hidden: str = ""
+    ) -> None:
+        self.engine, self.limits, self.adapter, self.leave, self.facts, self.hidden = engine, limits, adapter, leave, facts, hidden
         self.feed = Feed()
         self.handles: list[Handle] = []
         self.lock = threading.Lock()
@@ -63,6 +68,9 @@ class Asking:
         for handle in handles:
             if handle.open:
                 handle.cancel()
+        usage = self.usage()
+        prompt = usage.prompt + usage.virtual
+        self.facts |= {"prompt_tokens": prompt, "virtual_tokens": usage.virtual, "completion_tokens": usage.completion}
         self.leave()
 
     async def thread(self, work: Callable[[], Any]) -> Any:

@@ -25,7 +25,7 @@ def routes(desk: Desk) -> APIRouter:
     @router.post("/v1/chat/completions", responses=described(ChatChunk), response_model=ChatCompletion, tags=["answers"])
     async def create_chat_completion(body: ChatRequest, request: Request) -> Any:
         """Answer a chat."""
-        return await answered(request, Chat(desk, body).response())
+        return await answered(request, Chat(desk, body).response(request.state.facts))
 
     return router
 
@@ -38,9 +38,9 @@ class Chat:
         self.id, self.created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
         self.sampling = sampling_of(body, body.max_completion_tokens or body.max_tokens, body.told, desk.settings.limits.new_tokens)
 
-    async def response(self) -> Response:
+    async def response(self, facts: dict[str, Any]) -> Response:
         """The answer, or a stream of it that has begun."""
-        asking = self.desk.asking(self.body.model, self.sampling.n)
+        asking = self.desk.asking(self.body.model, self.sampling.n, facts)
         events = self.events(asking) if self.body.stream else None
         return await conducted(asking, self.begin(asking), lambda: self.completion(asking), events)
 

@@ -33,7 +33,7 @@ def routes(desk: Desk) -> APIRouter:
     @router.post("/v1/completions", responses=described(TextCompletion), response_model=TextCompletion, tags=["answers"])
     async def create_completion(body: CompletionRequest, request: Request) -> Any:
         """Answer prompts, or score them."""
-        return await answered(request, Completion(desk, body).response())
+        return await answered(request, Completion(desk, body).response(request.state.facts))
 
     return router
 
@@ -50,9 +50,9 @@ class Completion:
         self.scores: list[Scored] = []
         self.offsets: dict[tuple[int, int], int] = {}
 
-    async def response(self) -> Response:
+    async def response(self, facts: dict[str, Any]) -> Response:
         """The answers, or a stream of them that has begun."""
-        asking = self.desk.asking(self.body.model, len(self.body.prompts) * self.sampling.n)
+        asking = self.desk.asking(self.body.model, len(self.body.prompts) * self.sampling.n, facts)
         events = self.events(asking) if self.body.stream else None
         return await conducted(asking, self.begin(asking), lambda: self.completion(asking), events)
 
@@ -70,12 +70,8 @@ class Completion:
             await asking.submit(self.ids, self.sampling)
 
     def usage(self, asking: Asking) -> Usage:
-        """What was spent; a prompt that is scored alone counts as one that is answered."""
-        if self.generates:
-            return asking.usage()
-        spent = [handle.spent for handle in asking.handles]
-        prompt = sum(one.prompt for one in spent) or sum(len(ids) for ids in self.ids)
-        return Usage(prompt, sum(one.virtual for one in spent), 0)
+        """What was spent; prompts of which nothing was asked count all the same."""
+        return asking.usage() if asking.handles else Usage(sum(len(ids) for ids in self.ids), 0, 0)
 
     def completion(self, asking: Asking) -> TextCompletion:
         """All answers."""

@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from graft.errors import ServeError
 from graft.serve.answers import Usage
@@ -37,15 +38,17 @@ class Desk:
         if model == self.settings.name:
             return None
         if not self.engine.library.knows(model):
+            self.engine.tallies.refused(model, known=False)
             known = ", ".join([self.settings.name, self.engine.library.known()])
             raise Refused(404, f"no model {model[:200]!r} is served here: there are {known}", code="model_not_found", param="model")
         return model
 
-    def asking(self, model: str, answers: int) -> Asking:
+    def asking(self, model: str, answers: int, facts: dict[str, Any]) -> Asking:
         """A request for so many answers. Raises Refused where there is no such model, or too much is under way."""
         adapter = self.adapter(model)
+        facts["model"] = model
         hidden = "" if self.root is None else str(self.root.path)
-        return Asking(self.engine, self.settings.limits, adapter, self.gate.enter(answers), hidden)
+        return Asking(self.engine, self.settings.limits, adapter, self.gate.enter(answers), facts, hidden)
 
     def base(self) -> Model:
         """The base, as it is listed."""

@@ -51,7 +51,7 @@ class Counts(Collector):
 
 def numbers(by_model: dict[str, Counted]) -> Iterator[Metric]:
     """Requests, tokens, evictions, and what waits and runs."""
-    requests = CounterMetricFamily("graft_requests", "Answers, by how they ended.", labels=["model", "outcome"])
+    requests = CounterMetricFamily("graft_requests", "Requests, by how they ended.", labels=["model", "outcome"])
     tokens = CounterMetricFamily("graft_tokens", "Tokens, by kind; shared ones were found in the cache.", labels=["model", "kind"])
     evictions = CounterMetricFamily("graft_evictions", "Times that an adapter had to leave its place.", labels=["model", "place"])
     now = GaugeMetricFamily("graft_answers", "Answers that wait or run now.", labels=["model", "state"])

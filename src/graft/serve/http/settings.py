@@ -1,7 +1,7 @@
 """Settings: how the server is reached, who may ask, and how much of everything a request may take."""
 
 import ipaddress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from graft.errors import ServeError
 
@@ -23,6 +23,12 @@ class Limits:
     new_tokens: int = 4096
     seconds: float = 600.0
     drain_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        """Raise ServeError where a limit lets nothing through."""
+        for name, value in asdict(self).items():
+            if not value > 0:
+                raise ServeError(f"{name} = {value} lets nothing through: it must be more than 0")
 
 
 @dataclass(frozen=True)
