@@ -29,7 +29,10 @@ class Root:
             raise ServeError(f"there is no folder {folder} to take adapters from")
 
     def names(self) -> list[str]:
-        """The names of all folders that hold an adapter's config, sorted, links too: `folder` says why not. Raises ServeError where there are too many."""
+        """The names of all folders that hold an adapter's config, sorted; links too, of which `folder` says what is wrong.
+
+        Raises ServeError where there are too many.
+        """
         found = []
         with os.scandir(self.path) as entries:
             for entry in entries:
