@@ -145,6 +145,17 @@ def test_texts_are_scored_as_a_forward_scores_them():
         assert engine.submit(prompt(9), "prompt", GREEDY).result(60).ids == alone("prompt", prompt(9))
 
 
+@pytest.mark.parametrize("before", [None, "lora", "prefix"])
+def test_a_score_does_not_depend_on_the_batch_before_it(before):
+    """A batch of the bare base runs through no slot: the forward that scores after it runs through its own all the same."""
+    with loaded("lora", "prefix", "prefix+lora") as engine:
+        for one in ("lora", "prefix+lora", None, "prefix"):
+            engine.submit(prompt(5), before, GREEDY).result(60)
+            (found,) = engine.score([prompt(9)], called(one))
+            logs = logits_of(one, prompt(9)).log_softmax(-1)
+            assert list(found.logprobs[1:]) == pytest.approx([float(logs[k, prompt(9)[k + 1]]) for k in range(8)], abs=1e-4), one
+
+
 def test_text_streams_and_stops(tiny_llama, tiny_tokenizer):
     model = copy.deepcopy(tiny_llama)
     with Engine(model, tiny_tokenizer, room=SMALL) as engine:

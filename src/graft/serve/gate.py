@@ -67,12 +67,12 @@ class Gate:
     def around(self, ids: Tensor, slots: Tensor) -> Iterator[dict[str, Tensor]]:
         """The call of a plain forward of ids [rows, T] with a slot each, virtual ones included."""
         where = torch.arange(ids.shape[1], device=ids.device).expand_as(ids) - self.rows.back[slots]
-        self.wiring.bypass(False)
+        before, self.needs = self.needs, Needs(adapters=True)  # those of the last batch are not this forward's
         self.routing.slots, self.present = slots, Present(self.rows, ids, slots, self.vocabulary)
         try:
             yield {"input_ids": torch.where(ids >= self.vocabulary, 0, ids), "position_ids": where.clamp_min(0)}
         finally:
-            self.routing.slots = self.present = None
+            self.needs, self.routing.slots, self.present = before, None, None
 
     def leave(self, model: Any, args: tuple[Any, ...], out: Any) -> None:
         """After a forward: what is left here is no other's."""
