@@ -9,28 +9,28 @@ ACTS = tuple(enumerate(("identity", *launch.NAMES)))
 CASES = (  # tokens, inputs, outputs of each module, (slot, rank, activation) of the columns of each module, spare columns
     (1, 24, (40,), ((1, 3, 0),), 2),
     (5, 300, (33,), ((1, 8, 0), (2, 17, 1), (4, 5, 2), (3, 4, 3), (6, 2, 4), (7, 2, 5), (8, 1, 6)), 5),
-    (70, 130, (64, 20, 20), ((2, 8, 0), (5, 33, 0), (1, 16, 3)), 0),
+    (70, 130, (64, 20, 20), ((2, 8, 0), (69, 33, 0), (130, 16, 3), (5, 2, 0)), 0),
     (150, 64, (200, 7), ((1, 64, 0), (3, 1, 2)), 3),
     (33, 16, (130,), (), 0),
 )
 
 
-def stack_of(inputs, outs, spec, spare, slots=9):
+def stack_of(inputs, outs, spec, spare, slots=140):
     """A stack whose columns lie in a random order, and whose spare ones hold NaN in A."""
-    owners = [slot for slot, rank, _ in spec for _ in range(rank)] + [-1] * spare
-    codes = [code for _, rank, code in spec for _ in range(rank)] + [0] * spare
+    owners = [slot for slot, rank, _ in spec for _ in range(-(-rank // launch.GROUP))] + [-1] * spare
+    codes = [code for _, rank, code in spec for _ in range(-(-rank // launch.GROUP))] + [0] * spare
     table = dict(c=torch.rand(slots, sum(outs)) + 0.5, b=torch.randn(slots, sum(outs)))
     table["c"][0], table["b"][0] = 1, 0
     if not owners:
         return Stack(outs, **table)
     orders = [torch.randperm(len(owners)) for _ in outs]
-    of, act = (torch.cat([torch.tensor(values)[order] for order in orders]) for values in (owners, codes))
+    of, act = (torch.cat([torch.tensor(values)[order] for order in orders]).repeat_interleave(launch.GROUP) for values in (owners, codes))
     A, a = torch.randn(len(of), inputs) / inputs**0.5, torch.randn(len(of))
     A[of < 0] = a[of < 0] = torch.nan
-    B = torch.randn(sum(outs), len(owners))
+    B = torch.randn(sum(outs), launch.GROUP * len(owners))
     for place, order in enumerate(orders):
         first = sum(outs[:place])
-        B[first : first + outs[place], torch.tensor(owners)[order] < 0] = 0
+        B[first : first + outs[place], (torch.tensor(owners)[order] < 0).repeat_interleave(launch.GROUP)] = 0
     acts = tuple((code, name) for code, name in ACTS if code and code in codes)
     return Stack(outs, A=A, B=B, a=a if acts else None, of=of, act=act, acts=acts, **table)
 
@@ -38,7 +38,12 @@ def stack_of(inputs, outs, spec, spare, slots=9):
 def check(tokens, inputs, outs, spec, spare):
     stack, x = stack_of(inputs, outs, spec, spare), torch.randn(tokens, inputs)
     ys = [torch.randn(tokens, size + 3)[:, :size] for size in outs]
-    for s in (torch.randint(0, 9, (tokens,)), torch.full((tokens,), spec[0][0] if spec else 1), torch.zeros(tokens, dtype=torch.long)):
+    for s in (
+        torch.randint(0, 9, (tokens,)),
+        64 + torch.randint(0, 9, (tokens,)),
+        torch.full((tokens,), spec[0][0] if spec else 1),
+        torch.zeros(tokens, dtype=torch.long),
+    ):
         found, wanted = launch.run(stack, s, x, ys), reference.run(stack, s, x, ys)
         for ours, theirs, y in zip(found, wanted, ys, strict=True):
             assert torch.isfinite(theirs).all()

@@ -20,7 +20,7 @@ from graft.kernels import slots
 CODES = tuple(ACTIVATIONS)
 ROWS = {"c": 1.0, "i": 1.0, "b": 0.0}
 """Fields with a row a slot, and what the bare base has there."""
-ALIGNED = 16  # columns are made in such numbers, so that a kernel reads whole pieces of memory
+GROUP = 8  # columns that belong to one slot, so that a kernel reads whole pieces of memory
 
 
 class Pack(nn.Module):
@@ -71,19 +71,22 @@ class Pack(nn.Module):
             self.A[own], self.B[:, own] = form.A.to(self.A.dtype), form.B.to(self.A.dtype)
             if form.a is not None:
                 self.a[own] = form.a.to(self.A.dtype)
-            self.of[own], self.act[own] = slot, CODES.index(form.act)
+            self.act[own] = CODES.index(form.act)
         self.held[slot] = True
         self.holders.add(slot)
         self.fields |= frozenset(form.tensors()) | {form.act}
 
     def take(self, slot: int, A: Tensor, B: Tensor) -> Tensor:
-        """Columns for a branch A [r, in], B [out, r]: free ones, or new ones."""
-        if len(self.spare) < len(A):
+        """Columns for a branch A [r, in], B [out, r]: free ones, or new ones; whole groups are a slot's, the columns beyond r as 0."""
+        count = grouped(len(A))
+        if len(self.spare) < count:
             old = len(self.of)
-            self.lengthen(aligned(old + max(old, len(A))), A.shape[1], B.shape[0])
+            self.lengthen(old + max(old, count), A.shape[1], B.shape[0])
             self.spare += range(old, len(self.of))
-        self.columns[slot], self.spare = self.spare[: len(A)], self.spare[len(A) :]
-        return torch.tensor(self.columns[slot], device=self.A.device)
+        self.columns[slot], self.spare = self.spare[:count], self.spare[count:]
+        index = torch.tensor(self.columns[slot], device=self.A.device)
+        self.of[index] = slot
+        return index[: len(A)]
 
     def lengthen(self, columns: int, width: int, outputs: int) -> None:
         """Make room for so many columns; what is there stays."""
@@ -122,10 +125,10 @@ class Pack(nn.Module):
     def trim(self) -> bool:
         """Give back columns where three of four are nobody's; whether any slot has a form here."""
         used = [column for own in self.columns.values() for column in own]
-        if len(self.of) > max(ALIGNED, 4 * len(used)):
+        if len(self.of) > 4 * len(used):
             A, B, a, of, act = self.A, self.B, self.a, self.of, self.act
             self.A, self.B, self.a, self.of, self.act = A[:0], B[:, :0], a[:0], of[:0], act[:0]
-            self.lengthen(aligned(len(used)), A.shape[1], B.shape[0])
+            self.lengthen(len(used), A.shape[1], B.shape[0])
             index, n = torch.tensor(used, dtype=torch.long, device=A.device), len(used)
             self.A[:n], self.B[:, :n], self.a[:n], self.of[:n], self.act[:n] = A[index], B[:, index], a[index], of[index], act[index]
             place = {column: number for number, column in enumerate(used)}
@@ -179,9 +182,9 @@ class Pack(nn.Module):
         return h
 
 
-def aligned(columns: int) -> int:
-    """So many columns, or the next number that is a multiple of `ALIGNED`."""
-    return -(-columns // ALIGNED) * ALIGNED
+def grouped(columns: int) -> int:
+    """So many columns, in whole groups."""
+    return -(-columns // GROUP) * GROUP
 
 
 def is_fast(source: Tensor, y: Tensor) -> bool:

@@ -19,9 +19,12 @@ PROCESSORS = 132  # of an H100; any number is right
 AT_ONCE = 3  # modules that one launch takes
 NAMES = ("relu", "gelu", "silu", "tanh", "gelu_tanh", "leaky_relu")
 LONGEST = 64  # tokens of a tile
-COLUMNS, INPUTS = 32, 128  # of a step of `shrink`
-MOST_PARTS = 16
-EXPAND = {16: (32, 64, 4), 32: (32, 64, 4), 64: (64, 32, 4), None: (128, 32, 8)}
+GROUP = 8  # columns that have one owner
+INPUTS = 128  # of a step of `shrink`
+BLOCK = {True: 16, False: 32}
+"""Columns of a program of `shrink`, with one tile of tokens and with more."""
+MOST_PARTS = 32
+EXPAND = {16: (32, 64, 4), 32: (32, 64, 4), 64: (32, 64, 4), None: (128, 32, 8)}
 """Of `expand`, by the tokens of its only tile (None: more tiles): outputs of a program, columns of a step, warps."""
 COUNTERS = 1 << 16
 
@@ -32,21 +35,24 @@ def takes(y: Tensor) -> bool:
 
 
 def run(stack: Stack, s: Tensor, x: Tensor | None, ys: Sequence[Tensor]) -> list[Tensor]:
-    """As `reference.run`; the y' are columns of one tensor [T, N]."""
+    """As `reference.run`; each y' is contiguous."""
     h = ys[0] if stack.A is None or x is None else shrink(stack, s, x)
-    out = ys[0].new_empty(len(s), sum(stack.outs))
+    out = ys[0].new_empty(len(s) * sum(stack.outs))
     expand(stack, s, h, ys, out)
-    return list(torch.split(out, list(stack.outs), 1))
+    return [
+        part.view(len(s), size) for part, size in zip(torch.split(out, [len(s) * size for size in stack.outs]), stack.outs, strict=True)
+    ]
 
 
 def shrink(stack: Stack, s: Tensor, x: Tensor) -> Tensor:
     """h [T, C], written where a token's slot is the column's alone."""
     assert stack.A is not None
     A, tokens, (columns, width) = stack.A, len(s), stack.A.shape
-    height, block = rows_of(tokens), COLUMNS
+    height = rows_of(tokens)
+    block = BLOCK[tokens <= height]
     grid = -(-tokens // height), -(-columns // block)
     steps = -(-width // INPUTS)
-    parts = max(1, min(2 * PROCESSORS // (grid[0] * grid[1]), steps, MOST_PARTS))
+    parts = max(1, min(-(-PROCESSORS // (grid[0] * grid[1])), steps, MOST_PARTS))
     span = -(-steps // parts) * INPUTS
     parts = -(-width // span)
     h = x.new_empty(tokens, columns)
@@ -62,7 +68,7 @@ def shrink(stack: Stack, s: Tensor, x: Tensor) -> Tensor:
 
 
 def expand(stack: Stack, s: Tensor, h: Tensor, ys: Sequence[Tensor], out: Tensor) -> None:
-    """out [T, N] = c y + h B^T + b."""
+    """c y + h B^T + b of each module, [T, out] one after another in `out`."""
     tokens, count = len(s), len(ys)
     height = rows_of(tokens)
     width = 0 if stack.B is None else stack.B.shape[1]
@@ -74,7 +80,7 @@ def expand(stack: Stack, s: Tensor, h: Tensor, ys: Sequence[Tensor], out: Tensor
     B, of, c, b = (nothing if value is None else value for value in (stack.B, stack.of, stack.c, stack.b))
     tiles.expand[(-(-tokens // height), sum(blocks))](
         *ys, *[ys[0]] * more, h, B, of, c, b, s, out, tokens, count * width, width, *ends, *[ends[-1]] * more, blocks[0],
-        blocks[1] if count > 1 else 0, *[y.stride(0) for y in ys], *[ys[0].stride(0)] * more, BT=height, BO=side, BC=step,
+        blocks[1] if count > 1 else 0, *[y.stride(0) for y in ys], *[ys[0].stride(0)] * more, GROUP=GROUP, BT=height, BO=side, BC=step,
         MODULES=count, BRANCH=stack.B is not None, SCALED=stack.c is not None, SHIFTED=stack.b is not None, FLOAT=INTERPRETED,
         num_warps=warps, num_stages=3,
     )  # fmt: skip

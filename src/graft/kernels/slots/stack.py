@@ -10,8 +10,8 @@ class Stack:
     """Of m modules with outs[j] outputs each, N in all, and W columns each, C = m W in all: A [C, in]; B [N, W]; a, of, act [C]; c, b
     [slots, N].
 
-    Columns j W to (j + 1) W are module j's; `of` names a column's slot (-1: nobody's, and 0 in B), `act` the number of its activation
-    among those of `acts`. What is None adds nothing; c is in float32.
+    Columns j W to (j + 1) W are module j's; `of` names a column's slot (-1: nobody's, and 0 in B), the same one in each group of 8 from the
+    first on, `act` the number of its activation among those of `acts`. What is None adds nothing; c is in float32.
     """
 
     outs: tuple[int, ...]

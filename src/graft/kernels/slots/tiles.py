@@ -39,6 +39,24 @@ def activated(
 
 
 @triton.jit
+def either(a, b):
+    """Bits of both."""
+    return a | b
+
+
+@triton.jit
+def here(slot):
+    """The slots of a tile's tokens, one bit each: slots that are 64 apart share one, which costs reading and nothing else."""
+    return tl.reduce(tl.full(slot.shape, 1, tl.int64) << (slot & 63).to(tl.int64), 0, either)
+
+
+@triton.jit
+def wanted(owner, word):
+    """Whether a column's owner is among them."""
+    return (owner >= 0) & (((word >> (owner & 63).to(tl.int64)) & 1) != 0)
+
+
+@triton.jit
 def shrink(
     x, A, a, of, act, s, h, partial, counters, tokens, columns, width, span, x_token, BT: tl.constexpr, BC: tl.constexpr,
     BK: tl.constexpr, PARTS: tl.constexpr, SHIFTED: tl.constexpr, RELU: tl.constexpr, GELU: tl.constexpr, SILU: tl.constexpr,
@@ -47,10 +65,9 @@ def shrink(
     """h [T, C] where a token's slot is the column's; nothing is written elsewhere. partial [PARTS, T, C], counters [tiles, blocks]."""
     tile, block, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     token, column = tile * BT + tl.arange(0, BT), block * BC + tl.arange(0, BC)
-    slot = tl.load(s + token, mask=token < tokens, other=-2).to(tl.int32)
+    slot = tl.load(s + token, mask=token < tokens, other=0).to(tl.int32)
     owner = tl.load(of + column, mask=column < columns, other=-1).to(tl.int32)
-    hit = slot[:, None] == owner[None, :]
-    needed, used = tl.max(hit.to(tl.int32), 1) > 0, tl.max(hit.to(tl.int32), 0) > 0
+    used = wanted(owner, here(slot))
     if tl.max(used.to(tl.int32), 0) > 0:
         low = part * span
         total = tl.zeros([BT, BC], tl.float32)
@@ -58,11 +75,12 @@ def shrink(
         A_row = A + column.to(tl.int64)[:, None] * width
         for k in range(low, tl.minimum(low + span, width), BK):
             place = k + tl.arange(0, BK)[None, :]
-            rows = tl.load(x_row + place, mask=needed[:, None] & (place < width), other=0.0)
+            rows = tl.load(x_row + place, mask=(token < tokens)[:, None] & (place < width), other=0.0)
             maps = tl.load(A_row + place, mask=used[:, None] & (place < width), other=0.0)
             if FLOAT:
                 rows, maps = rows.to(tl.float32), maps.to(tl.float32)
             total = tl.dot(rows, tl.trans(maps), total, input_precision="ieee")
+        hit = (slot[:, None] == owner[None, :]) & (token < tokens)[:, None]
         spot = token.to(tl.int64)[:, None] * columns + column[None, :]
         last = True
         if PARTS > 1:
@@ -71,10 +89,9 @@ def shrink(
             last = tl.atomic_add(counter, 1, sem="acq_rel") == PARTS - 1
             if last:
                 total = tl.zeros([BT, BC], tl.float32)
-                spot_part = partial + spot
-                for _ in range(PARTS):
-                    total += tl.load(spot_part, mask=hit, other=0.0, cache_modifier=".cg")
-                    spot_part += columns.to(tl.int64) * tokens
+                for number in tl.static_range(PARTS):  # unrolled, so that all are on their way at once
+                    own = partial + spot + columns.to(tl.int64) * tokens * number
+                    total += tl.load(own, mask=hit, other=0.0, cache_modifier=".cg")
                 tl.store(counter, 0)
         if last:
             if SHIFTED:
@@ -87,10 +104,12 @@ def shrink(
 @triton.jit
 def expand(
     y_0, y_1, y_2, h, B, of, c, b, s, out, tokens, columns, width, end_0, end_1, end_2, blocks_0, blocks_1, y_token_0, y_token_1,
-    y_token_2, BT: tl.constexpr, BO: tl.constexpr, BC: tl.constexpr, MODULES: tl.constexpr, BRANCH: tl.constexpr, SCALED: tl.constexpr,
-    SHIFTED: tl.constexpr, FLOAT: tl.constexpr,
+    y_token_2, GROUP: tl.constexpr, BT: tl.constexpr, BO: tl.constexpr, BC: tl.constexpr, MODULES: tl.constexpr, BRANCH: tl.constexpr,
+    SCALED: tl.constexpr, SHIFTED: tl.constexpr, FLOAT: tl.constexpr,
 ):  # fmt: skip
-    """out [T, N] = c y + h B^T + b; module j's outputs end at end_j of N, and the first two have so many blocks of BO outputs."""
+    """c y + h B^T + b of every module, [T, out] one after another in `out`; module j's outputs end at end_j of N, and the first two have
+    so many blocks of BO outputs. Columns change hands in groups of GROUP, so that what is read at once has one owner.
+    """
     tile, block = tl.program_id(0), tl.program_id(1)
     token = tile * BT + tl.arange(0, BT)
     slot = tl.load(s + token, mask=token < tokens, other=0).to(tl.int32)
@@ -104,27 +123,33 @@ def expand(
     inner = place * BO + tl.arange(0, BO)
     row = first + inner
     inside = (token < tokens)[:, None] & (row < end)[None, :]
-    total_outs = tl.where(MODULES == 1, end_0, tl.where(MODULES == 2, end_1, end_2))
+    outs = tl.where(MODULES == 1, end_0, tl.where(MODULES == 2, end_1, end_2))
+    table = slot.to(tl.int64)[:, None] * outs + row[None, :]
+    base = tl.load(y + token.to(tl.int64)[:, None] * y_token + inner[None, :], mask=inside, other=0.0).to(tl.float32)
+    if SCALED:
+        base *= tl.load(c + table, mask=inside, other=1.0).to(tl.float32)
+    if SHIFTED:
+        base += tl.load(b + table, mask=inside, other=0.0).to(tl.float32)
     total = tl.zeros([BT, BO], tl.float32)
     if BRANCH:
+        word = here(slot)
         for start in range(0, width, BC):
             column = start + tl.arange(0, BC)
-            owner = tl.load(of + own + column, mask=column < width, other=-1).to(tl.int32)
-            hit = slot[:, None] == owner[None, :]
-            some = tl.max(tl.max(hit.to(tl.int32), 1), 0)
-            there = (column < width)[None, :]  # as many columns as are read at once share a mask: whole rows come or stay
-            rows, outs = (token < tokens * some)[:, None], (row < end * some)[:, None]
-            left = tl.load(h + token.to(tl.int64)[:, None] * columns + own + column[None, :], mask=there & rows, other=0.0)
-            right = tl.load(B + row.to(tl.int64)[:, None] * width + column[None, :], mask=there & outs, other=0.0)
-            left = tl.where(hit, left, 0.0)
+            there = column < width
+            owner = tl.load(of + own + column // GROUP * GROUP, mask=there, other=-1).to(tl.int32)
+            left = tl.load(
+                h + token.to(tl.int64)[:, None] * columns + own + column[None, :],
+                mask=there[None, :] & (token < tokens)[:, None],
+                other=0.0,
+            )
+            right = tl.load(
+                B + row.to(tl.int64)[:, None] * width + column[None, :],
+                mask=(there & wanted(owner, word))[None, :] & (row < end)[:, None], other=0.0,
+            )  # fmt: skip
+            left = tl.where(slot[:, None] == owner[None, :], left, 0.0)
             if FLOAT:
                 left, right = left.to(tl.float32), right.to(tl.float32)
             total = tl.dot(left, tl.trans(right), total, input_precision="ieee")
-    base = tl.load(y + token.to(tl.int64)[:, None] * y_token + inner[None, :], mask=inside, other=0.0).to(tl.float32)
-    table = slot.to(tl.int64)[:, None] * total_outs + row[None, :]
-    if SCALED:
-        base *= tl.load(c + table, mask=inside, other=1.0).to(tl.float32)
     total += base
-    if SHIFTED:
-        total += tl.load(b + table, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + token.to(tl.int64)[:, None] * total_outs + row[None, :], total.to(out.dtype.element_ty), mask=inside)
+    start = out + first * tokens
+    tl.store(start + token.to(tl.int64)[:, None] * (end - first) + inner[None, :], total.to(out.dtype.element_ty), mask=inside)
