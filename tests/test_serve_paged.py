@@ -134,3 +134,22 @@ def test_kernels_under_the_interpreter():
     done = subprocess.run([sys.executable, script], env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "all agree" in done.stdout
+
+
+def test_a_card_with_little_shared_memory_gets_smaller_tiles():
+    launch = pytest.importorskip("graft.kernels.attention.paged.launch", reason="Triton is not installed")
+    ran, here = [], torch.device("cpu")
+
+    def run(keys, warps, stages):
+        ran.append(keys)
+        if keys > 32:
+            raise launch.tiles.OutOfResources(1, 0, "shared memory")
+
+    try:
+        launch.fitted("few", 64, here, run)
+        launch.fitted("few", 64, here, run)
+        assert ran == [128, 64, 32, 32]
+        with pytest.raises(launch.tiles.OutOfResources):
+            launch.fitted("many", 64, here, lambda keys, *rest: run(keys + 32, *rest))
+    finally:
+        launch.FITTING.clear()

@@ -4,6 +4,7 @@ Under Triton's interpreter (TRITON_INTERPRET=1) the same kernels run on a CPU, i
 """
 
 import os
+from collections.abc import Callable
 
 import torch
 import triton
@@ -20,10 +21,10 @@ MOST_PARTS = 32
 SHORT = 256  # keys of which a part is not worth a second kernel
 WIDEST = 256  # head dim
 MANY = 512  # programs of single tokens from which smaller ones are faster
-TILES = {"few": (128, 4, 2), "many": (32, 4, 4), "mixed": (64, 32, 4, 3)}
-"""Keys a step, warps, stages (of "mixed", before them, rows of a tile: tokens times heads that share a key); the fastest of four each on an
-H100, for 8 heads of keys of size 128 and 192 to 4,000 keys.
-"""
+LANES = 64  # rows of a tile of a mixed batch: tokens times heads that share a key
+TILES = {"few": (128, 4, 2), "many": (32, 4, 4), "mixed": (32, 4, 3)}
+"""Keys a step, warps, stages: the fastest of four each on an H100, for 8 heads of keys of size 128 and 192 to 4,000 keys."""
+FITTING: dict[tuple[str, int, torch.device], tuple[int, int, int]] = {}  # what `fitted` has found
 
 
 def takes(q: Tensor) -> bool:
@@ -57,27 +58,40 @@ def attend(batch: Batch, q: Tensor, k_pages: Tensor, v_pages: Tensor, scale: flo
     groups = k_pages.shape[2]
     shared = heads // groups
     SHARED, parts = rounded(shared), batch.parts if batch.single else 1
-    if batch.single:
-        lanes, (keys, warps, stages) = max(16, SHARED), TILES["many" if batch.rows * groups * parts >= MANY else "few"]
-    else:
-        lanes, keys, warps, stages = TILES["mixed"]
-    keys, stages = (keys, stages) if d <= 128 else (keys // 2, 2)
-    BQ = max(1, lanes // SHARED)
+    kind = "mixed" if not batch.single else "many" if batch.rows * groups * parts >= MANY else "few"
+    BQ = max(1, (LANES if kind == "mixed" else 16) // SHARED)
     count = batch.rows if batch.single else tokens // BQ + batch.rows
     made = q.new_empty if batch.single else q.new_zeros
     out = made((tokens, heads, d)) if parts == 1 else q.new_empty((tokens, heads, parts, d), dtype=torch.float32)
     lse = out if parts == 1 else q.new_empty((tokens, heads, parts), dtype=torch.float32)
-    tiles.attend[(count, groups, parts)](
-        q, k_pages, v_pages, batch.q_ends, batch.k_ends, batch.table, out, lse, batch.rows, heads, shared, d, scale, cap or 1.0,
-        q.stride(0), q.stride(1), k_pages.stride(1), k_pages.stride(2), batch.table.stride(0), k_pages.shape[1], BQ=BQ, SHARED=SHARED,
-        BN=keys, D=max(16, rounded(d)), SINGLE=batch.single, ROWS=rounded(batch.rows), PARTS=parts, CAPPED=bool(cap),
-        FLOAT=INTERPRETED, num_warps=warps, num_stages=stages,
-    )  # fmt: skip
+
+    def run(keys: int, warps: int, stages: int) -> None:
+        tiles.attend[(count, groups, parts)](
+            q, k_pages, v_pages, batch.q_ends, batch.k_ends, batch.table, out, lse, batch.rows, heads, shared, d, scale, cap or 1.0,
+            q.stride(0), q.stride(1), k_pages.stride(1), k_pages.stride(2), batch.table.stride(0), k_pages.shape[1], BQ=BQ, SHARED=SHARED,
+            BN=keys, D=max(16, rounded(d)), SINGLE=batch.single, ROWS=rounded(batch.rows), PARTS=parts, CAPPED=bool(cap),
+            FLOAT=INTERPRETED, num_warps=warps, num_stages=stages,
+        )  # fmt: skip
+
+    fitted(kind, d, q.device, run)
     if parts == 1:
         return out
     joined = q.new_empty((tokens, heads, d))
     tiles.combine[(tokens * heads,)](out, lse, joined, d, PARTS=parts, D=rounded(d), num_warps=2)
     return joined
+
+
+def fitted(kind: str, d: int, device: torch.device, run: Callable[[int, int, int], None]) -> None:
+    """Run with a tile of TILES or, where the card has too little shared memory for it, the first that fits of those with fewer keys."""
+    keys, warps, stages = FITTING.get((kind, d, device), TILES[kind] if d <= 128 else (TILES[kind][0] // 2, TILES[kind][1], 2))
+    while True:
+        try:
+            return run(keys, warps, stages)
+        except tiles.OutOfResources:
+            if keys <= 16:
+                raise
+            keys, stages = keys // 2, 2
+            FITTING[kind, d, device] = keys, warps, stages
 
 
 def rounded(count: int) -> int:

@@ -8,6 +8,7 @@ graph serves any lengths: programs that have nothing to do end at once. Unused p
 
 import triton
 import triton.language as tl
+from triton import OutOfResources as OutOfResources
 
 LOG2E = tl.constexpr(1.4426950408889634)
 NOWHERE = tl.constexpr(1 << 30)
