@@ -19,6 +19,8 @@ def plain(plan: Plan, asked: str = "") -> dict[str, Any]:
             "source": plan.rows.source,
         },
         "memory_bytes": plan.memory,
+        "device": "cpu" if plan.cpu else "gpu",
+        "dtype": str(plan.dtype).removeprefix("torch."),
         "card": None if plan.card is None else asdict(plan.card),
         "methods": [entry(each) for each in plan.entries],
         "advice": {

@@ -27,7 +27,6 @@ COLOURS = {
 }
 COLUMNS = ("method", "trained", "of base", "adapter", "one more", "inference", "peak", "bar", "batch", "tokens/s", "time", "with")
 NUMBERS = ("trained", "of base", "adapter", "one more", "peak", "batch", "tokens/s", "time")
-TIMES = ("tokens/s", "time")
 SPARED = {130: ("adapter", "inference", "tokens/s"), 165: ("of base", "one more")}
 """What a terminal of fewer columns leaves out."""
 WIDTH = 24  # cells of a bar
@@ -95,21 +94,26 @@ def assumptions(plan: Plan) -> str:
 
 
 def table(plan: Plan, width: int) -> Table:
-    """One row a method; those of COLUMNS that say something here."""
+    """One row a method; those of COLUMNS that say something and find room."""
     made = Table(box=SIMPLE, padding=(0, 1, 0, 0))
-    found = [cells(each) for each in plan.entries]
-    left_out = {*(() if plan.card else TIMES), *(name for least, names in SPARED.items() if width < least for name in names)}
-    left_out |= {name for name in COLUMNS if name != "bar" and not any(values[name] for values in found)}
-    shown = [name for name in COLUMNS if name not in left_out]
-    cells_of_bar = WIDTH if "inference" in shown else WIDTH // 2
+    left_out = {name for least, names in SPARED.items() if width < least for name in names}
+    shown = [name for name in columns(plan) if name not in left_out]
+    cells_of_bar = WIDTH if "inference" in shown else WIDTH // 2 if width >= 100 else WIDTH // 3
     for name in shown:
-        made.add_column("" if name == "bar" else name, justify="right" if name in NUMBERS else "left")
+        number, least = name in NUMBERS, len("checkpointing") if name == "with" else None
+        made.add_column("" if name == "bar" else name, justify="right" if number else "left", no_wrap=number, min_width=least)
     scale = scale_of(plan)
-    for each, values in zip(plan.entries, found, strict=True):
-        values["bar"] = bar(each.choice.memory, scale, cells_of_bar) if each.choice else Text(values["with"], "red")
-        values["with"] = values["with"] if each.choice else ""
+    for each in plan.entries:
+        values = cells(each)
+        values["bar"] = bar(each.choice.memory, scale, cells_of_bar) if each.choice else Text(values["bar"], "red")
         made.add_row(*(values[name] for name in shown))
     return made
+
+
+def columns(plan: Plan) -> list[str]:
+    """Those of COLUMNS that say something here."""
+    found = [cells(each) for each in plan.entries]
+    return [name for name in COLUMNS if name == "bar" or any(values[name] for values in found)]
 
 
 def scale_of(plan: Plan) -> int:
@@ -119,7 +123,7 @@ def scale_of(plan: Plan) -> int:
 
 
 def cells(each: Entry) -> dict[str, Any]:
-    """One method's row, by column."""
+    """One method's row, by column; where the bar would be, what is needed instead."""
     one, choice = each.counted, each.choice
     found: dict[str, Any] = dict.fromkeys(COLUMNS, "") | {"method": one.name}
     if one.served is None:
@@ -128,13 +132,13 @@ def cells(each: Entry) -> dict[str, Any]:
     found |= {"trained": f"{one.trained:,}", "of base": f"{one.share:.3%}", "inference": cost}
     found |= {"adapter": size(one.stored * BYTES), "one more": size(one.served.bytes)}
     if choice is None:
-        return found | {"with": needs(each)}
+        return found | {"bar": needs(each)}
     setup = choice.setup
     return found | {
         "peak": f"{choice.memory.peak / 1e9:.1f} GB",
         "batch": f"{setup.batch}" + (f"×{setup.accum}" if setup.accum > 1 else ""),
-        "tokens/s": f"{each.tokens_per_second:,.0f}" if each.tokens_per_second else "–",
-        "time": duration(each.hours) if each.hours else "–",
+        "tokens/s": f"{each.tokens_per_second:,.0f}" if each.tokens_per_second else "",
+        "time": duration(each.hours) if each.hours else "",
         "with": ", ".join([*(["checkpointing"] if setup.checkpointing else []), *choice.given_up]),
     }
 
