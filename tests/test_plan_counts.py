@@ -13,17 +13,25 @@ import transformers
 
 import graft
 from graft import IA3, Bottleneck, DoRA, LoRA, Prefix, Prompt
-from graft.errors import GraftError
+from graft.errors import GraftError, ServeError
+from graft.forms import Replacement
+from graft.method import makes
 from graft.methods import METHODS
 from graft.model import adapted as attaching
+from graft.model import families
+from graft.model.residents import Residents
 from graft.model.skeleton import skeleton
-from graft.plan import USUAL, counts, flags
+from graft.model.wiring import Wiring
+from graft.plan import USUAL, counts, flags, served
+from graft.serve.shelf import check_servable, lean
+from graft.serve.virtual import VirtualRows
 
 PAGE = Path(__file__).parent.parent / "docs" / "planning.md"
 ARCHITECTURES = (
     "Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3", "Gemma", "Gemma2", "Gemma3Text", "Phi3", "Granite", "Olmo2", "GPT2", "GPTNeoX", "OPT",
     "Bert", "Roberta", "Olmo", "StableLm", "Cohere2", "Helium", "Arcee", "Ernie4_5",
 )  # fmt: skip
+TINY = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=96, vocab_size=50)
 NONE = {("Olmo", "norms"), ("StableLm", "prefix"), ("StableLm", "prompt")}
 """Norms without weights; attention that does not go through transformers' registry."""
 PAPERS = {
@@ -101,15 +109,44 @@ def test_what_serving_costs_follows_from_the_forms():
     lora, bottleneck, ia3, prefix = (found[name] for name in ("lora r=16", "bottleneck", "ia3", "prefix n=20"))
     assert (lora.latency, lora.products, lora.flops) == ("beside", 2 * 7 * 32, 2 * 39_976_960)
     assert (bottleneck.latency, bottleneck.products, bottleneck.merges) == ("in line", 2 * 2 * 32, False)
-    assert (ia3.latency, ia3.products, ia3.bytes) == ("elementwise", 0, 2 * 614_400)
+    assert (ia3.latency, ia3.products, ia3.bytes) == ("elementwise", 0, 4 * 614_400)
     assert (prefix.latency, prefix.positions, prefix.bytes) == ("context", 20, 2 * 5_242_880)
-    assert found["prompt n=20"].bytes == prefix.bytes  # served as the keys and values that it has there
+    assert found["prompt n=20"].bytes == 2 * 20 * 4096
     assert found["full"].latency == "own"
     flat, through = (one.served for one in counts(llama(), {"flat": Prefix(n=20), "through": Prefix(n=20, mlp=512)}))
     assert flat == through  # an MLP is dropped when training ends
     assert all(one.shares for one in found.values())
     alone = [one.name for one in counts(transformers.BertConfig(), USUAL) if one.served and not one.served.shares]
     assert alone == ["prompt n=20"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_an_adapter_holds_in_a_slot_is_what_serving_puts_there(dtype):
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**TINY)).to(dtype)
+    empty = skeleton(model.config)
+    for name, method in METHODS.items():
+        found = served(empty, method, families.sites(empty), bits=8 * dtype.itemsize)
+        adapted = graft.adapt(model, method)
+        adapter = adapted.adapter()
+        adapted.detach()
+        if makes(method) is Replacement:
+            assert not found.serves
+            with pytest.raises(ServeError, match="trains whole modules"):
+                check_servable(adapter, name, model)
+            continue
+        check_servable(adapter, name, model)
+        residents = Residents(Wiring(model))
+        residents.check(adapter)
+        prepared = lean(residents.prepare(adapter), dtype)
+        tensors = [value for forms in prepared.plan.values() for _, form in forms for value in form.tensors().values()]
+        held = sum(value.numel() * value.element_size() for value in tensors)
+        if prepared.virtual is not None:
+            rows = VirtualRows(2, torch.device("cpu"), dtype)
+            rows.load(1, prepared.virtual)
+            kind, own = rows.held[1]
+            held += kind.value.numel() // kind.value.shape[kind.dim] * len(own) * kind.value.element_size()
+        assert found.serves
+        assert found.bytes == held, name
 
 
 def test_a_name_of_the_plan_is_what_the_command_line_takes():

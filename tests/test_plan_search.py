@@ -12,6 +12,7 @@ from graft import data
 from graft.errors import ModelError
 from graft.methods import LoRA
 from graft.model.load import default_dtype
+from graft.model.recorded import SPARE
 from graft.plan import plan
 from graft.plan.cards import named
 from graft.plan.rows import Rows, rows_of
@@ -130,6 +131,17 @@ def test_of_ways_that_are_about_as_fast_the_plainest_is_taken(tmp_path, tiny_lla
     one = found["lora r=16"]
     ways = [each for each in weighed(one.choice.job, LoRA(r=16), one.choice.setup, Rows(100_000), named("h100"), ())]
     assert one.choice.seconds <= 1.05 * min(each.seconds for each in ways)
+
+
+def test_steps_are_recorded_where_the_memory_has_room_for_a_recording():
+    lora = {"lora r=16": LoRA(r=16)}
+    roomy = plan(SMALL, gpu="h100", examples=100_000, methods=lora).entries[0].choice
+    held = roomy.memory.peak + roomy.memory.step + SPARE
+    assert roomy.setup.recorded
+    for size, recorded in ((held + 10**8, True), (held - 10**8, False)):
+        found = plan(SMALL, memory=round((size + 6e8) / 0.97), examples=100_000, methods=lora).entries[0].choice
+        assert (found.setup.batch, found.setup.recorded) == (16, recorded)
+    assert not plan(SMALL, gpu="cpu", methods=lora).entries[0].choice.setup.recorded
 
 
 def test_on_a_cpu_nothing_is_compiled_or_held_in_fewer_bits():

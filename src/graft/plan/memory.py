@@ -54,6 +54,11 @@ class Memory:
         return self.weights + self.adapter + self.gradients + self.optimizer + self.activations + self.loss + self.workspace
 
     @property
+    def step(self) -> int:
+        """Bytes that come and go within a step: as many again are held by a recording of it (graft.model.recorded)."""
+        return self.activations + self.loss + self.workspace
+
+    @property
     def parts(self) -> dict[str, int]:
         """The parts by name."""
         return {name: getattr(self, name) for name in PARTS}

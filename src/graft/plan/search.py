@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from graft.method import Method
+from graft.model.recorded import SPARE
 from graft.model.regional import EARNS
 from graft.plan.cards import Card
 from graft.plan.job import Job
@@ -103,7 +104,7 @@ def fitting(makes: Makes, method: Method, setup: Setup, rows: Rows, limit: int |
         job = makes(own, setup)
         start = dataclasses.replace(setup, **fields)  # type: ignore[arg-type]
         start = dataclasses.replace(start, supervised=rows.trained(start.tokens))
-        found = [each for each in weighed(job, own, start, rows, card, words) if limit is None or each.memory.peak <= limit]
+        found = [each for each in weighed(job, own, start, rows, card, words, limit) if limit is None or each.memory.peak <= limit]
         found = [each for each in found if each.setup.compiled == earns(job, rows)] or found  # seconds of an update leave compiling out
         if found:
             least = min(each.seconds or 0.0 for each in found)
@@ -111,12 +112,16 @@ def fitting(makes: Makes, method: Method, setup: Setup, rows: Rows, limit: int |
     return None
 
 
-def weighed(job: Job, method: Method, setup: Setup, rows: Rows, card: Card | None, words: tuple[str, ...]) -> Iterator[Choice]:
-    """Every way of one step, with its peak and its time."""
+def weighed(
+    job: Job, method: Method, setup: Setup, rows: Rows, card: Card | None, words: tuple[str, ...], limit: int | None = None
+) -> Iterator[Choice]:
+    """Every way of one step, with its peak and its time: training records its steps where `limit` has room for a recording."""
     for way in ways(setup, earns(job, rows)):
-        made = job.under(way)
+        held = memory(job.under(way))
+        roomy = limit is None or held.peak + held.step + SPARE <= limit
+        made = job.under(dataclasses.replace(way, recorded=roomy and not way.cpu))
         said = ("blocks compiled, which the run is too short to earn back",) if way.compiled and not earns(job, rows) else ()
-        yield Choice(made, method, memory(made), update(made, card, rows) if card else None, words + said)
+        yield Choice(made, method, held, update(made, card, rows) if card else None, words + said)
 
 
 def earns(job: Job, rows: Rows) -> bool:

@@ -26,13 +26,16 @@ LATENCY = {
     "context": "a longer context",
     "own": "the trained modules' own products",
 }
+SCALES = ("c", "i")
+"""Tensors of a form that stay float32 in a slot."""
 
 
 @dataclass(frozen=True)
 class Served:
     """One adapter beside the base. `latency` is a key of `LATENCY`, unmerged, and `merges` whether merging takes it away; `products` and
-    `flops` are added for each token; `positions` are lost to the context; `bytes` is what one more adapter holds in `bits`-bit values, and
-    `shares` whether its rows may stand in a batch with those of others.
+    `flops` are added for each token; `positions` are lost to the context; `bytes` is what one more adapter holds in a slot, in values of
+    `bits` bits but for scales. `shares` says whether its rows may stand in a batch with those of others (`Adapted.route`), `serves` whether
+    `graft serve` takes it: no whole modules, and a model that generates.
     """
 
     latency: str
@@ -43,6 +46,7 @@ class Served:
     bytes: int
     bits: int = 16
     shares: bool = True
+    serves: bool = True
 
     @property
     def words(self) -> str:
@@ -73,10 +77,12 @@ def served(model: Any, method: Method, sites: Sequence[Site], bits: int = 16) ->
     slowest = next(kind for kind in reversed(LATENCY) if kind in kinds)
     products = sum(2 for _, form in made if isinstance(form, Affine) and form.A is not None)
     positions = sum(virtual(form) for _, form in made)
-    held = sum(values(model, form, kept.shapes(site)) for site, form in made)
+    held = sum(held_by(form, kept.shapes(site), bits) for site, form in made)
     merges = not positions and not any(isinstance(form, Affine) and site.role in SUBLAYERS for site, form in made)
     alone = any(isinstance(form, VirtualTokens) and form.embeds is not None for _, form in made) and not causal(model)
-    return Served(slowest, merges, products, sum(flops(form) for _, form in made), positions, held * bits // 8, bits, not alone)
+    whole = any(isinstance(form, Replacement) for _, form in made)
+    operations, serves = sum(flops(form) for _, form in made), causal(model) and not whole
+    return Served(slowest, merges, products, operations, positions, held, bits, not alone, serves)
 
 
 def causal(model: Any) -> bool:
@@ -113,9 +119,10 @@ def virtual(form: Form) -> int:
     return len(form.embeds)
 
 
-def values(model: Any, form: Form, shapes: dict[str, tuple[int, ...]]) -> int:
-    """Values held for one more adapter: a prompt on a causal model is served as the keys and values that it has there."""
-    if isinstance(form, VirtualTokens) and form.embeds is not None:
-        heads, dim = families.heads(model)
-        return int(model.config.num_hidden_layers) * 2 * len(form.embeds) * heads * dim
-    return sum(torch.Size(shape).numel() for shape in shapes.values())
+def held_by(form: Form, shapes: dict[str, tuple[int, ...]], bits: int) -> int:
+    """Bytes that a form holds beside the base: in a slot, or of a Replacement its modules' tensors of these shapes."""
+    if isinstance(form, Replacement):
+        return sum(torch.Size(shape).numel() for shape in shapes.values()) * bits // 8
+    if isinstance(form, Affine):
+        return sum(value.numel() * (32 if name in SCALES else bits) // 8 for name, value in form.tensors().items())
+    return sum(value.numel() * bits // 8 for value in (form.kv, form.embeds) if value is not None)

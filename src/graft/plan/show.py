@@ -130,7 +130,7 @@ def cells(each: Entry) -> dict[str, Any]:
         return found | {"inference": "no place"}
     cost = "merges" if one.merges else f"{one.positions} positions" if one.positions else one.served.latency
     found |= {"trained": f"{one.trained:,}", "of base": f"{one.share:.3%}", "inference": cost}
-    found |= {"adapter": size(one.stored * BYTES), "one more": size(one.served.bytes)}
+    found |= {"adapter": size(one.stored * BYTES), "one more": size(one.served.bytes) if one.served.serves else "a model"}
     if choice is None:
         return found | {"bar": needs(each)}
     setup = choice.setup
