@@ -1,9 +1,8 @@
 """Optimizers by name: torch's AdamW, and bitsandbytes' AdamW with states in 8 bits, or in pages that move to the host where a GPU is full.
 
 Adapters are small: AdamW's states are 8 bytes a trained parameter, 0.3 GB for LoRA r16 on a 7B model, so that the plain one is the
-default; 8-bit states pay where much is trained (last layers, full). Gradients stay in tensors of their own rather than in one flat buffer:
-on a GPU the norm, the clipping and the update of all of them are a handful of multi-tensor kernels either way, and on one core of a CPU a
-flat buffer saved 8 of 38 ms for those 448 tensors, where one such step takes minutes.
+default; 8-bit states pay where much is trained (last layers, full). Training gives the plain one small
+tensors as one (graft.train.flat).
 """
 
 from collections.abc import Sequence

@@ -110,6 +110,14 @@ class Adapted:
             self.fused.release()
             self.fused = None
 
+    def changed(self) -> None:
+        """Say that the trained tensors have changed. Needed only where nothing else tells: a step was played from a recorded CUDA graph, in
+        which no module's code runs, and the optimizer left no version on them, as fused ones do not.
+        """
+        for holder in (*self.wiring.slots.values(), self.wiring.doorway, self.fused):
+            if holder is not None:
+                holder.forget()
+
     # what it is made of
 
     def parameters(self) -> list[nn.Parameter]:

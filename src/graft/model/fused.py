@@ -160,8 +160,8 @@ class Fused:
             self.replay(self.trained())
         self.due = False
 
-    def changed(self) -> None:
-        """Take it that the branches have changed since the last forward that was seen here."""
+    def forget(self) -> None:
+        """Forget the branches written so far: the tensors have changed."""
         self.state = None
 
     def trained(self) -> Iterator[nn.Parameter]:

@@ -113,16 +113,20 @@ class Slot(nn.Module):
         if torch.compiler.is_compiling():
             return ordered(self.stations, self.own, self.outputs)
         if torch.is_grad_enabled():
-            self.memo, self.routing.stale = None, True  # training follows, and a fused optimizer leaves no version
+            self.forget()  # training follows, and a fused optimizer leaves no version
             return ordered(self.stations, self.own, self.outputs)
         key = tuple((value.data_ptr(), value._version, value.dtype) for value in self.parameters())
         if self.memo is None or self.memo[0] != key:
             self.memo = key, ordered(self.stations, self.own, self.outputs)
         return self.memo[1]
 
+    def forget(self) -> None:
+        """Forget the forms computed so far: the tensors have changed, or may soon."""
+        self.memo, self.routing.stale = None, True
+
     def train(self, mode: bool = True) -> Self:
         """Set the mode, and forget the forms computed so far."""
-        self.memo, self.routing.stale = None, True
+        self.forget()
         return super().train(mode)
 
     def forward(self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -211,7 +215,7 @@ class Slot(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or cast everything, routed twins included, and forget the forms computed so far."""
-        self.memo, self.routing.stale = None, True
+        self.forget()
         for together in (self.group, self.band):
             if together is not None:
                 together.release()

@@ -100,7 +100,7 @@ class Doorway(nn.Module):
             return kv, seen, None, shift
         form = self.live()
         if torch.is_grad_enabled():
-            self.memo, self.routing.stale = None, True  # training follows, and a fused optimizer leaves no version
+            self.forget()  # training follows, and a fused optimizer leaves no version
         if form is None:
             return None, None, None, 1
         if form.embeds is not None and (torch.is_grad_enabled() or not self.causal):
@@ -111,14 +111,18 @@ class Doorway(nn.Module):
         kv = form.kv if form.embeds is None else self.computed(model, form.embeds) if compiling else self.prompt(model, form.embeds)
         return None if kv is None else kv.transpose(2, 3)[:, :, None], None, None, int(form.shift)
 
+    def forget(self) -> None:
+        """Forget the keys and values computed so far: the tensors have changed, or may soon."""
+        self.memo, self.routing.stale = None, True
+
     def train(self, mode: bool = True) -> Self:
         """Set the mode, and forget the keys and values computed so far."""
-        self.memo, self.routing.stale = None, True
+        self.forget()
         return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or cast everything, the routed adapters' keys and values included, and forget those of the live one."""
-        self.memo, self.routing.stale = None, True
+        self.forget()
         self.routed = {number: replace(own, kv=None if own.kv is None else fn(own.kv)) for number, own in self.routed.items()}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self

@@ -27,11 +27,12 @@ from graft.errors import TrainingError
 from graft.kernels.optimizers import optimizer
 from graft.model.checkpointing import checkpointed
 from graft.model.families import is_causal
-from graft.model.fused import Fused, Ran
+from graft.model.fused import Ran
 from graft.model.recorded import Recorder, recordable
 from graft.model.regional import pays, regional
 from graft.model.supervised import token_losses
 from graft.train import guards
+from graft.train.flat import flat
 from graft.train.gradient import gradient
 from graft.train.meter import PeakMemory
 from graft.train.progress import Steps
@@ -82,9 +83,11 @@ def train(
         peak = stack.enter_context(PeakMemory(device))
         stack.enter_context(_seeded(config.seed, device))
         stack.enter_context(_training(run))
+        run.stepped = stack.enter_context(flat(list(run.named.values()), config.optimizer == "adamw"))
+        run.optimizer = run.accelerator.prepare(optimizer(config.optimizer, run.stepped, config.learning_rate, config.weight_decay))
         run.ran = stack.enter_context(_fused(adapted, config))
         run.regional = stack.enter_context(regional(run.model, compiles, strict=config.strict, ahead=getattr(adapted, "fused", None)))
-        run.recorder = stack.enter_context(_recorded(run, getattr(adapted, "fused", None)))
+        run.recorder = stack.enter_context(_recorded(run, getattr(adapted, "changed", lambda: None)))
         stack.enter_context(run.interrupt)
         shown = stack.enter_context(Steps(config.max_steps, label, progress))
         stopped = _steps(run, shown, on_step)
@@ -102,11 +105,10 @@ def _start(adapted: Trainable, tokenizer: Any, examples: Sequence[Example], vali
     if config.eval_every and not validation:
         raise TrainingError("eval_every is set but there are no validation examples.")
     accelerator = _accelerator(config)
-    made = optimizer(config.optimizer, list(named.values()), config.learning_rate, config.weight_decay)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     rows = epochs(examples, config.batch_size * config.grad_accum, config.seed)
     longest = max(len(example.ids) for example in (*examples, *validation))
-    return Run(adapted.model, named, config, accelerator, accelerator.prepare(made), rows, validation, pad or 0, longest)
+    return Run(adapted.model, named, config, accelerator, rows, validation, pad or 0, longest)
 
 
 def _tokens(examples: Sequence[Example], config: TrainConfig) -> int:
@@ -149,7 +151,8 @@ def _training(run: Run) -> Iterator[None]:
             yield
     finally:
         run.model.train(was)
-        run.optimizer.zero_grad()
+        for tensor in run.named.values():
+            tensor.grad = None
         if run.config.tracker != "none":
             run.accelerator.end_training()
 
@@ -167,19 +170,14 @@ def _fused(adapted: Any, config: TrainConfig) -> Iterator[list[Ran]]:
 
 
 @contextmanager
-def _recorded(run: Run, fused: Fused | None) -> Iterator[Recorder | None]:
+def _recorded(run: Run, changed: Callable[[], None]) -> Iterator[Recorder | None]:
     """Steps recorded as CUDA graphs inside the block, where that is wanted and the model is on one GPU."""
     config = run.config
     if config.cuda_graphs == "off" or not is_causal(run.model) or not recordable(run.model):
         yield None
         return
-    recorder = Recorder(
-        partial(gradient, run.model),
-        list(run.named.values()),
-        how=config.cuda_graphs,
-        strict=config.strict,
-        after=fused.changed if fused else lambda: None,
-    )
+    work, trained = partial(gradient, run.model), list(run.named.values())
+    recorder = Recorder(work, trained, how=config.cuda_graphs, strict=config.strict, after=changed)
     try:
         yield recorder
     finally:

@@ -41,11 +41,12 @@ class Run:
     named: dict[str, nn.Parameter]
     config: TrainConfig
     accelerator: Any
-    optimizer: Any
     rows: Iterator[list[Example]]
     validation: Sequence[Example]
     pad_id: int
     longest: int  # tokens of any row
+    stepped: list[nn.Parameter] = field(default_factory=list)  # what the optimizer steps: the tensors, or all of them as one
+    optimizer: Any = None
     ran: Sequence[Ran] = ()  # how low-rank branches run
     regional: Regional | None = None
     recorder: Recorder | None = None
@@ -78,7 +79,7 @@ def take(run: Run, step: int, rows: list[Example]) -> tuple[float, float, float]
     supervised = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
     if not supervised:
         raise TrainingError(f"{when}: no token to learn in rows {guards.listed(example.row.where for example in rows)}.")
-    run.recorder.clear() if run.recorder else run.optimizer.zero_grad()
+    clear(run)
     seen = [learnt(run, part, batch, supervised) for part, batch in zip(parts, batches, strict=True)]
     total, norm = checked(run, step, seen)
     rate = run.config.learning_rate * factor(run.config, step)
@@ -90,6 +91,17 @@ def take(run: Run, step: int, rows: list[Example]) -> tuple[float, float, float]
     run.since_point.append((total, supervised))
     run.times.append((time.perf_counter() - started - (run.preparing - prepared), tokens))
     return total / supervised, norm, rate
+
+
+def clear(run: Run) -> None:
+    """No gradients: zeros where they have to stay where they are."""
+    whole = run.stepped[0].grad if len(run.stepped) == 1 and len(run.named) > 1 else None
+    if whole is not None:
+        whole.zero_()
+    elif run.recorder:
+        run.recorder.clear()
+    else:
+        run.optimizer.zero_grad()
 
 
 def learnt(run: Run, examples: Sequence[Example], batch: dict[str, torch.Tensor], supervised: int) -> guards.Seen:
@@ -110,7 +122,7 @@ def batch_of(run: Run, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
 
 def checked(run: Run, step: int, seen: Sequence[guards.Seen]) -> tuple[float, float]:
     """The sum of all losses and the norm over all gradients, both guarded; the gradients are clipped to `config.clip`."""
-    gradients = [tensor.grad for tensor in run.named.values() if tensor.grad is not None]
+    gradients = [tensor.grad for tensor in run.stepped if tensor.grad is not None]
     norm = get_total_norm(gradients) if gradients else torch.zeros(())
     total, length = torch.stack([summed(seen), norm.double()]).tolist()  # the one time that the host waits
     guards.finite_losses(total, seen, f"step {step}")
@@ -120,7 +132,7 @@ def checked(run: Run, step: int, seen: Sequence[guards.Seen]) -> tuple[float, fl
     if step == min(WATCHED_STEPS, run.config.max_steps):
         guards.reached(run.named, run.touched, step)
     if run.config.clip:
-        clip_grads_with_norm_(run.named.values(), run.config.clip, norm)
+        clip_grads_with_norm_(run.stepped, run.config.clip, norm)
     return total, length
 
 
