@@ -180,7 +180,7 @@ def test_who_may_wait_is_limited():
 
 def test_a_request_ends_by_its_deadline_whether_it_waits_or_runs():
     with loaded("lora", "ia3", slots=1, room=Room(cached=8192, batch=24, requests=8, page=4)) as engine:
-        engine.limits = engine.limits.__class__(64, 10**6, 10**6, frozenset())
+        engine.limits = engine.limits.__class__(64, 10**6, 10**6)
         began = time.monotonic()
         running = engine.submit(prompt(5), "lora", Sampling(max_tokens=6000), deadline=0.6)
         waits = engine.submit(prompt(5), "ia3", GREEDY, deadline=0.2)

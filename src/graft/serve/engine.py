@@ -33,12 +33,13 @@ from graft.serve.floor import Floor
 from graft.serve.gate import Gate
 from graft.serve.guest import Room
 from graft.serve.library import Library
-from graft.serve.prompts import Prompt, ids_of, limits_of
+from graft.serve.prompts import Prompt, ids_of, is_chat, limits_of
 from graft.serve.sampling import Sampling
 from graft.serve.scoring import Scored
 from graft.serve.shelf import Entry, Served, Slots
 from graft.serve.ticket import Ticket
 from graft.serve.virtual import VirtualRows
+from graft.serve.voice import Voice, Voices
 
 GREEDY = Sampling()
 
@@ -70,10 +71,11 @@ class Engine:
         self.wiring.attach()
         self.gate = Gate(model, self.wiring, self.rows)
         self.tallies = Tallies()
-        self.library = Library(self.residents, self.tallies, host_bytes, lambda job: self.floor.run(job))
+        self.voices = Voices(model, tokenizer)
+        self.library = Library(self.residents, self.voices, self.tallies, host_bytes, lambda job: self.floor.run(job))
         self.slots = Slots(self.residents, self.rows, slots, self.library.in_host, self.tallies)
         self.floor = Floor(self.gate, self.slots, Fair(queueing or Queueing()), min(self.room.requests, self.room.batch), self.room.batch)
-        self.limits = limits_of(model, tokenizer, self.room.cached)
+        self.limits = limits_of(model, self.room.cached)
         self.numbers = itertools.count()
         self.batching: Batching | None = None
 
@@ -145,6 +147,14 @@ class Engine:
         """All that are registered or loaded, by name."""
         return self.library.all()
 
+    def voice(self, adapter: str | None) -> Voice:
+        """How an adapter is spoken to: its template, ends and sampling, or the base's. Raises ServeError where there is no such adapter."""
+        if adapter is None:
+            return self.voices.base
+        self.library.ready(adapter)
+        with self.library.lock:
+            return self.library.entry_of(adapter).voice
+
     def counts(self) -> Counts:
         """Requests, tokens and times of each adapter and of the bare base (None) since the engine was made, and what there is now."""
         waiting, running = (Counter(one.named for one in those) for those in self.floor.asked_apart())
@@ -172,7 +182,7 @@ class Engine:
         with self.refusals(adapter):
             if sampling.stop and self.tokenizer is None:
                 raise ServeError("stop texts need a tokenizer: Engine(model, tokenizer)")
-            return self.ask([self.running_ids(prompt)], adapter, sampling, None, deadline, events)[0]
+            return self.ask([self.running_ids(prompt, adapter)], adapter, sampling, None, deadline, events)[0]
 
     def score(self, prompts: Sequence[Prompt], adapter: str | None = None, *, alternatives: int = 0) -> list[Scored]:
         """How likely each token of each text is after those before it, with up to so many of the likeliest in its place.
@@ -180,7 +190,7 @@ class Engine:
         Raises ServeError as `submit` does.
         """
         with self.refusals(adapter):
-            handles = self.ask([self.running_ids(prompt) for prompt in prompts], adapter, GREEDY, alternatives)
+            handles = self.ask([self.running_ids(prompt, adapter) for prompt in prompts], adapter, GREEDY, alternatives)
         return [handle.scored() for handle in handles]
 
     def submit_scoring(
@@ -194,7 +204,7 @@ class Engine:
     ) -> Handle:
         """Ask for a text's scores without waiting for them: the handle's `scored()`, or the event's where `events` gets it."""
         with self.refusals(adapter):
-            return self.ask([self.running_ids(prompt)], adapter, GREEDY, alternatives, deadline, events)[0]
+            return self.ask([self.running_ids(prompt, adapter)], adapter, GREEDY, alternatives, deadline, events)[0]
 
     def ask(
         self,
@@ -224,11 +234,11 @@ class Engine:
             self.tallies.refused(adapter, known=adapter is None or self.library.knows(adapter))
             raise
 
-    def running_ids(self, prompt: Prompt) -> list[int]:
-        """A prompt's ids, while the engine runs."""
+    def running_ids(self, prompt: Prompt, adapter: str | None) -> list[int]:
+        """A prompt's ids, while the engine runs; a chat's by the adapter's own template, where it has one."""
         if self.batching is None or self.floor.dead:
             raise Stopped(f"the engine does not run: {self.floor.dead or 'start() it'}")
-        return ids_of(prompt, self.tokenizer)
+        return ids_of(prompt, self.tokenizer, self.voice(adapter).template if is_chat(prompt) else None)
 
     def tickets(
         self,
@@ -244,7 +254,7 @@ class Engine:
         virtual, name = (0, None) if entry is None else (entry.virtual, entry.name)
         self.limits.check(ids, virtual, sampling.max_tokens if told is None else 0, name or "")
         whole = [self.limits.vocabulary + number for number in range(virtual)] + ids
-        ends = frozenset() if sampling.ignore_end else self.limits.ends
+        ends = frozenset() if sampling.ignore_end else (self.voices.base if entry is None else entry.voice).ends
         handle = Handle(sampling, Usage(len(ids), virtual, 0), self.tokenizer, lambda: self.floor.drop(tickets), events)
         trip = Trip(tally or self.tallies.of(name), sampling.n, len(ids), virtual)
         tickets = [

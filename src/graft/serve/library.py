@@ -20,6 +20,7 @@ from graft.model.ground import ground
 from graft.model.residents import Prepared, Residents
 from graft.serve.counts import Tallies
 from graft.serve.shelf import Entry, Served, check_name, check_servable, digest_of, lean, length_of, methods_of
+from graft.serve.voice import Voice, Voices
 
 DOORS = 64
 
@@ -27,9 +28,11 @@ DOORS = 64
 class Library:
     """Adapters by name. Any thread may call it, but `in_host`, which is for the engine's; that one never waits for `lock`."""
 
-    def __init__(self, residents: Residents, tallies: Tallies, host_bytes: int | None, run: Callable[[Callable[[], Any]], Any]) -> None:
+    def __init__(
+        self, residents: Residents, voices: Voices, tallies: Tallies, host_bytes: int | None, run: Callable[[Callable[[], Any]], Any]
+    ) -> None:
         """`run` does a job while no batch runs; folders' forms take `host_bytes` of host memory at most."""
-        self.residents, self.tallies, self.host_bytes, self.run = residents, tallies, host_bytes, run
+        self.residents, self.voices, self.tallies, self.host_bytes, self.run = residents, voices, tallies, host_bytes, run
         self.ground = ground(residents.model)
         self.folders: dict[str, Path] = {}
         self.entries: dict[str, Entry] = {}
@@ -60,8 +63,8 @@ class Library:
         """The same, behind the name's door."""
         began = time.monotonic()
         given = self.folder_of(name) if source is None else source
-        adapter = given if isinstance(given, Adapter) else self.read(name, given)
-        entry = self.enter(name, adapter, force=force)
+        adapter, voice = (given, self.voices.base) if isinstance(given, Adapter) else self.read(name, given)
+        entry = self.enter(name, adapter, voice, force=force)
         entry.used = next(self.uses)
         with self.lock:
             if source is None and self.folders.get(name) != given:
@@ -134,14 +137,14 @@ class Library:
         names = sorted({*self.folders, *self.entries})
         return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "") if names else "none"
 
-    def read(self, name: str, folder: str | Path) -> Adapter:
-        """A folder's adapter."""
+    def read(self, name: str, folder: str | Path) -> tuple[Adapter, Voice]:
+        """A folder's adapter, and how it is spoken to."""
         try:
-            return formats.read(Path(folder), self.ground)
+            return formats.read(Path(folder), self.ground), self.voices.of(Path(folder))
         except GraftError as error:
             raise ServeError(f"the adapter {name!r} cannot be served: {error}") from error
 
-    def enter(self, name: str, adapter: Adapter, *, force: bool) -> Entry:
+    def enter(self, name: str, adapter: Adapter, voice: Voice, *, force: bool) -> Entry:
         """An adapter, checked, its forms computed."""
         methods = methods_of(adapter)
         what = f"the adapter {name!r} ({methods})"
@@ -162,7 +165,7 @@ class Library:
         virtual = prepared.virtual
         size = sum(value.numel() * value.element_size() for value in prepared.tensors())
         unshifted = virtual is not None and not virtual.shift
-        return Entry(name, methods, digest_of(adapter), length_of(virtual), prepared, bytes=size, unshifted=unshifted)
+        return Entry(name, methods, digest_of(adapter), length_of(virtual), voice, prepared, bytes=size, unshifted=unshifted)
 
     def prepared(self, adapter: Adapter) -> Prepared:
         """An adapter's forms, as they wait in host memory."""
@@ -192,7 +195,7 @@ class Library:
         if entry.folder is None:
             raise ServeError(f"the adapter {entry.name!r} was unloaded")
         began = time.monotonic()
-        adapter = self.read(entry.name, entry.folder)
+        adapter = self.read(entry.name, entry.folder)[0]
         if digest_of(adapter) != entry.digest:
             what = f"the adapter {entry.name!r} ({entry.methods})"
             raise ServeError(f"what lies in the folder of {what} is not what was loaded: load it again")

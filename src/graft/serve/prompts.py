@@ -11,12 +11,11 @@ Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 
 @dataclass(frozen=True)
 class Limits:
-    """Ids below `vocabulary`; `context` positions of the model, `cached` tokens of the engine; `ends`: the tokens that end an answer."""
+    """Ids below `vocabulary`; `context` positions of the model, `cached` tokens of the engine."""
 
     vocabulary: int
     context: int
     cached: int
-    ends: frozenset[int]
 
     def check(self, ids: list[int], virtual: int, new: int, adapter: str) -> None:
         """Raise ServeError where a prompt with so many virtual tokens before and new ones after it cannot be answered."""
@@ -32,22 +31,30 @@ class Limits:
             )
 
 
-def limits_of(model: Any, tokenizer: Any, cached: int) -> Limits:
+def limits_of(model: Any, cached: int) -> Limits:
     """A model's limits, with so many tokens in the cache."""
-    found = getattr(model.generation_config, "eos_token_id", None)
-    ends = [*(found if isinstance(found, list) else [found]), getattr(tokenizer, "eos_token_id", None)]
     context = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or cached)
-    known = frozenset(number for number in ends if number is not None)
-    return Limits(int(model.get_input_embeddings().weight.shape[0]), context, cached, known)
+    return Limits(int(model.get_input_embeddings().weight.shape[0]), context, cached)
 
 
-def ids_of(prompt: Prompt, tokenizer: Any) -> list[int]:
-    """The ids of a text, of ids, or of a chat's messages (by the tokenizer's template). Raises ServeError where a tokenizer is needed."""
+def is_chat(prompt: Prompt) -> bool:
+    """Whether it is a chat's messages."""
+    return not isinstance(prompt, str) and not all(isinstance(one, int) for one in prompt)
+
+
+def ids_of(prompt: Prompt, tokenizer: Any, template: str | None = None) -> list[int]:
+    """The ids of a text, of ids, or of a chat's messages, by the template (None: the tokenizer's).
+
+    Raises ServeError where a tokenizer is needed, or the template.
+    """
     items: list[Any] = [] if isinstance(prompt, str) else list(prompt)
-    if not isinstance(prompt, str) and all(isinstance(one, int) for one in items):
+    if not isinstance(prompt, str) and not is_chat(items):
         return items
     if tokenizer is None:
         raise ServeError("a prompt as text or messages needs a tokenizer: Engine(model, tokenizer), or give token ids")
     if isinstance(prompt, str):
         return list(tokenizer(prompt)["input_ids"])
-    return list(tokenizer.apply_chat_template(items, add_generation_prompt=True, tokenize=True, return_dict=False))
+    if not (template or tokenizer.chat_template):
+        raise ServeError("a chat needs a template, and neither the tokenizer nor the adapter has one: give a text")
+    own = {"chat_template": template} if template else {}
+    return list(tokenizer.apply_chat_template(items, add_generation_prompt=True, tokenize=True, return_dict=False, **own))

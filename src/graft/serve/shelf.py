@@ -24,6 +24,7 @@ from graft.method import config, makes
 from graft.model.residents import Prepared, Residents
 from graft.serve.counts import Tallies
 from graft.serve.virtual import VirtualRows
+from graft.serve.voice import Voice
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 KEPT = ("c", "i")  # scales stay in master precision to the last
@@ -37,6 +38,7 @@ class Entry:
     methods: str
     digest: bytes
     virtual: int
+    voice: Voice
     prepared: Prepared | None
     folder: Path | None = None
     bytes: int = 0
