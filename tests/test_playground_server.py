@@ -10,6 +10,7 @@ from chromium import NEEDED, Browser
 from graft.chat.remote import Remote
 from graft.chat.session import Session
 from graft.serve.playground import HEADERS, PAGES
+from http_server import KEY, running
 
 READY = "!document.getElementById('composer').hidden"
 IDLE = "!document.getElementById('send').hidden"
@@ -111,3 +112,21 @@ def test_a_caller_who_leaves_leaves_no_answer_running(served):
         httpx.get(f"{served.url}/health")
     assert served.engine.floor.idle()
     assert served.engine.counts().adapters[None].requests["cancelled"] == before + 1
+
+
+@NEEDED
+def test_the_page_asks_for_the_key_of_a_server_that_has_one(served, tmp_path):
+    with running(served.engine, api_key=KEY) as locked, Browser(tmp_path) as browser:
+        browser.open(f"{locked.url}/", ready="!document.getElementById('door').hidden")
+        browser.type(KEY)
+        browser.press("Enter")
+        browser.until(READY)
+        browser.choose("#max-tokens", "5")
+        browser.js("document.getElementById('message').focus()")
+        browser.type("Hello")
+        browser.press("Enter")
+        browser.until(f"document.querySelectorAll('.turn').length === 1 && {IDLE}", 60)
+        assert all(browser.js(TEXTS))
+        assert browser.js("document.querySelectorAll('.answer .error').length") == 0
+    with running(served.engine, api_key=KEY) as locked:
+        assert next(one.name for one in Remote(locked.url, KEY).models()) == "base"

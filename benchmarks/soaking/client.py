@@ -91,11 +91,13 @@ class Client:
 
 
 async def parts(reader, headers):
-    """The parts of a body as they come."""
-    if headers.get("transfer-encoding", "").lower() != "chunked":
-        left = int(headers.get("content-length", "0"))
-        yield await reader.readexactly(left)
-        return
-    while size := int((await reader.readline()).split(b";")[0] or b"0", 16):
-        yield await reader.readexactly(size)
-        await reader.readline()
+    """The parts of a body as they come: in chunks, of a length, or until the connection ends."""
+    if headers.get("transfer-encoding", "").lower() == "chunked":
+        while size := int((await reader.readline()).split(b";")[0] or b"0", 16):
+            yield await reader.readexactly(size)
+            await reader.readline()
+    elif "content-length" in headers:
+        yield await reader.readexactly(int(headers["content-length"]))
+    else:
+        while part := await reader.read(1 << 16):
+            yield part
