@@ -54,7 +54,7 @@ def terminal(url, first, second):
 def shots(browser, url, first, second, folder):
     """The playground, wide and narrow."""
     ready = "!document.getElementById('composer').hidden"
-    for name, width, height, dark in (("playground", 1180, 760, False), ("playground-narrow", 400, 760, True)):
+    for name, width, height, dark in (("playground", 1180, 860, False), ("playground-narrow", 400, 760, True)):
         browser.open(url, width, height, dark, ready)
         browser.choose("#model-a", first)
         browser.choose("#model-b", second)
