@@ -157,8 +157,11 @@ def duration(hours: float) -> str:
 
 
 def commands(plan: Plan) -> list[str]:
-    """How to train what is advised."""
-    first = {each.counted.name.split()[0]: each.command for each in reversed(plan.entries) if each.command}
+    """How to train what is advised: as the method starts, or with the largest rank that fits without giving anything up."""
+    fit = [each for each in plan.entries if each.command]
+    whole = [each for each in fit if each.choice and not each.choice.given_up]
+    ordered = [*reversed(fit), *whole] if plan.advice.largest else reversed(fit)
+    first = {each.counted.name.split()[0]: each.command for each in ordered}
     return [first[name] for name in plan.advice.best if name in first]
 
 
