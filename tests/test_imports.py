@@ -1,6 +1,7 @@
 """The import ladder: modules import from lower rooms only, no ring anywhere, and no module of ours is imported late but in cli/."""
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,7 @@ def top_level(tree: ast.Module) -> list[str]:
     return [name for node in body if not is_type_checking(node) for name in own(node)]
 
 
+@functools.cache
 def imports() -> dict[str, list[str]]:
     return {name.removesuffix(".__init__"): top_level(ast.parse(path.read_text())) for name, path in MODULES.items()}
 
