@@ -250,6 +250,19 @@ def test_an_adapter_is_spoken_to_by_its_own_template(server, place):
     shutil.rmtree(folder)
 
 
+def test_what_a_request_does_not_state_the_adapters_settings_do(server, place):
+    folder = copied(place, "calm")
+    (folder / "generation_config.json").write_text(json.dumps({"do_sample": False}))
+    httpx.put(f"{server.url}/admin/adapters/calm", headers=HEADERS)
+    body = {"prompt": "Where is my card?", "max_tokens": 6}
+    said = {server.post("/v1/completions", {"model": "calm", "seed": seed, **body}).json()["choices"][0]["text"] for seed in range(4)}
+    assert said == {answer(server)}  # greedy, since the adapter's settings say so
+    drawn = {"model": "calm", "temperature": 2, **body}
+    assert len({server.post("/v1/completions", {**drawn, "seed": seed}).json()["choices"][0]["text"] for seed in range(4)}) > 1
+    httpx.delete(f"{server.url}/admin/adapters/calm", headers=HEADERS)
+    shutil.rmtree(folder)
+
+
 def test_loading_and_unloading_while_requests_run(server, place):
     copied(place, "busy")
     httpx.put(f"{server.url}/admin/adapters/busy", headers=HEADERS)

@@ -15,7 +15,7 @@ from graft.serve.http.replies import ChatChoice, ChatChunk, ChatChunkChoice, Cha
 from graft.serve.http.schemas import ChatRequest
 from graft.serve.http.spelling import Spelling, finite
 from graft.serve.http.stream import answered, conducted, described
-from graft.serve.http.wishes import sampling_of
+from graft.serve.http.wishes import sampling_of, voiced
 
 
 def routes(desk: Desk) -> APIRouter:
@@ -49,6 +49,7 @@ class Chat:
 
         def written() -> list[int]:
             self.desk.ready(asking.adapter)
+            self.sampling = voiced(self.sampling, self.body, self.desk.engine.voice(asking.adapter).sampling)
             return self.desk.prompts.chat(self.body.messages, asking.adapter)
 
         await asking.submit([await asking.thread(written)], self.sampling)

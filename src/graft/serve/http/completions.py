@@ -19,7 +19,7 @@ from graft.serve.http.replies import TextChoice, TextCompletion, TextLogprobs
 from graft.serve.http.schemas import CompletionRequest
 from graft.serve.http.spelling import finite
 from graft.serve.http.stream import answered, conducted, described
-from graft.serve.http.wishes import sampling_of
+from graft.serve.http.wishes import sampling_of, voiced
 from graft.serve.scoring import Scored
 
 DEFAULT_TOKENS = 16
@@ -61,6 +61,7 @@ class Completion:
 
         def read() -> list[list[int]]:
             self.desk.ready(asking.adapter)
+            self.sampling = voiced(self.sampling, self.body, self.desk.engine.voice(asking.adapter).sampling)
             return [self.desk.prompts.ids(one) for one in self.body.prompts]
 
         self.ids = await asking.thread(read)

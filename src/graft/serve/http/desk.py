@@ -64,17 +64,17 @@ class Desk:
         loaded = adapter is None or bool(one.methods)
         limits = self.engine.limits
         return Model(
-            id=one.name, created=self.created, parent=None if adapter is None else self.settings.name, methods=one.methods or None,
-            virtual_tokens=one.virtual if loaded else None, bytes=one.bytes if loaded else size(self.engine.library.folders.get(one.name)),
-            loaded=loaded, on_device=one.slot is not None, chat=self.speaks(adapter), max_model_len=min(limits.context, limits.cached),
-        )  # fmt: skip
-
-    def speaks(self, adapter: str | None) -> bool:
-        """Whether an adapter's chats can be written; False too where its template cannot be read."""
-        try:
-            return self.prompts.speaks(adapter)
-        except Refused:
-            return False
+            id=one.name,
+            created=self.created,
+            parent=None if adapter is None else self.settings.name,
+            methods=one.methods or None,
+            virtual_tokens=one.virtual if loaded else None,
+            bytes=one.bytes if loaded else size(self.engine.library.folders.get(one.name)),
+            loaded=loaded,
+            on_device=one.slot is not None,
+            chat=self.prompts.speaks(adapter),
+            max_model_len=min(limits.context, limits.cached),
+        )
 
     def ready(self, adapter: str | None) -> None:
         """Check the folder of an adapter that the engine is about to read. Raises ServeError."""
@@ -88,13 +88,11 @@ class Desk:
         if name == self.settings.name:
             raise ServeError(f"{name!r} is the base's name: rename the adapter's folder")
         served = self.engine.load(name, self.root.folder(name))
-        self.prompts.forget(name)
         return self.listed(served)
 
     def unload(self, name: str, *, cancel: bool) -> None:
         """Forget an adapter. Raises ServeError."""
         self.engine.unload(name, cancel=cancel)
-        self.prompts.forget(name)
 
 
 def used(usage: Usage) -> Used:

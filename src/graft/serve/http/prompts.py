@@ -4,15 +4,11 @@ A chat is written by the template that lies in the adapter's folder, else by the
 runs them; one that fails is the request's fate.
 """
 
-import threading
 from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import TemplateError
 
-from graft import formats
-from graft.errors import GraftError
-from graft.formats.folder import TEMPLATE
 from graft.serve.engine import Engine
 from graft.serve.http.refusals import Refused
 from graft.serve.http.schemas import Message
@@ -23,8 +19,6 @@ class Prompts:
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.tokenizer = engine, engine.tokenizer
-        self.templates: dict[str, str | None] = {}
-        self.lock = threading.Lock()
 
     def ids(self, prompt: str | list[int]) -> list[int]:
         """The ids of a text, or those given. Raises Refused where they are none of this vocabulary."""
@@ -38,7 +32,7 @@ class Prompts:
 
     def chat(self, messages: Sequence[Message], adapter: str | None) -> list[int]:
         """The ids of a chat, up to where the answer begins. Raises Refused where there is no template, or it refuses the messages."""
-        template = self.template(adapter)
+        template = self.engine.voice(adapter).template
         if template is None and not self.tokenizer.chat_template:
             raise Refused(400, "there is no chat template here: use /v1/completions", code="no_chat_template")
         own: dict[str, Any] = {} if template is None else {"chat_template": template}
@@ -53,23 +47,6 @@ class Prompts:
         return [int(number) for number in found]
 
     def speaks(self, adapter: str | None) -> bool:
-        """Whether there is a template for an adapter's chats."""
-        return bool(self.tokenizer.chat_template) or self.template(adapter) is not None
-
-    def template(self, adapter: str | None) -> str | None:
-        """An adapter's own template, read once."""
-        if adapter is None:
-            return None
-        with self.lock:
-            if adapter not in self.templates:
-                folder = self.engine.library.folders.get(adapter)
-                try:
-                    self.templates[adapter] = None if folder is None else formats.beside(folder).get(TEMPLATE)
-                except GraftError as error:
-                    raise Refused(400, f"the adapter {adapter!r} cannot be spoken to: {error}") from error
-            return self.templates[adapter]
-
-    def forget(self, adapter: str) -> None:
-        """Read an adapter's template again when it is asked for: what lies there may be another adapter now."""
-        with self.lock:
-            self.templates.pop(adapter, None)
+        """Whether there is a template for an adapter's chats; of one that was not read yet, whether the base has one."""
+        entry = None if adapter is None else self.engine.library.entries.get(adapter)
+        return bool(self.tokenizer.chat_template) or (entry is not None and entry.voice.template is not None)

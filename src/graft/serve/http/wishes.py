@@ -1,4 +1,10 @@
-"""Wishes: what a request asks of sampling, in the engine's words, with OpenAI's defaults."""
+"""Wishes: what a request asks of sampling, in the engine's words.
+
+What it does not state the adapter's own generation settings state, else the base's, else OpenAI's defaults.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
 
 from graft.serve.http.schemas import ChatRequest, CompletionRequest
 from graft.serve.sampling import Sampling
@@ -20,3 +26,9 @@ def sampling_of(body: ChatRequest | CompletionRequest, new: int | None, told: in
         logprobs=told,
         ignore_end=bool(body.ignore_eos),
     )
+
+
+def voiced(sampling: Sampling, body: ChatRequest | CompletionRequest, stated: Mapping[str, float]) -> Sampling:
+    """The sampling with what the adapter's or the base's settings state where the request states nothing."""
+    kinds = {"temperature": float, "top_p": float, "top_k": int}
+    return replace(sampling, **{name: kinds[name](value) for name, value in stated.items() if getattr(body, name) is None})
