@@ -126,6 +126,9 @@ def test_attributes_are_there(version):
     assert inputs.output_ids.shape[0] == 1 + Silent.outputs
     assert inputs._bulk_input_tensor.shape[0] == inputs.static_inputs + Silent.rows
     assert inputs.compute_stream is None
+    assert {"pad_inputs", "use_cuda_graph_decode", "cb_config"} <= set(vars(processor.model_runner))
+    assert manager.background_thread_status.local_status == 0
+    assert not processor.scheduler.has_pending_requests()
     assert type(inputs.graphs)().get_graph(()) is None
     assert inputs.attention_mask is not None
     made.stop()

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from graft.errors import ServeError
 from graft.kernels.attention import paged
 from graft.serve import Room, batching
 from graft.serve.batching import manager, paging, warm
-from test_serve import GREEDY, NEW, alone, called, loaded, prompt, watched
+from test_serve import GREEDY, NEW, adapter, alone, called, loaded, prompt, watched
 from tiny import tiny
 
 SETTINGS = ("lora", "dora", "ia3", "houlsby", "bias", "prefix", "prompt")
@@ -153,3 +154,77 @@ def test_a_card_with_little_shared_memory_gets_smaller_tiles():
             launch.fitted("many", 64, here, lambda keys, *rest: run(keys + 32, *rest))
     finally:
         launch.FITTING.clear()
+
+
+class Replayed:
+    """A recorded graph, as far as a CPU can have one: static tensors are read anew, and all that Python decided stays as it was."""
+
+    def __init__(self, runner, forward, args):
+        self.run, self.guest, self.paging = (lambda: forward(*args)), runner.logit_processor.guest, paging.HERE.paging
+        self.decided = self.guest.gate.needs, self.guest.draws, self.paging.plan, self.paging.call
+
+    def replay(self):
+        now = self.guest.gate.needs, self.guest.draws, self.paging.plan, self.paging.call
+        self.swap(self.decided)
+        self.run()
+        self.swap(now)
+
+    def swap(self, decided):
+        self.guest.gate.needs, self.guest.draws, self.paging.plan, self.paging.call = decided
+        self.paging.batches = {}
+
+    def reset(self):
+        pass
+
+
+@pytest.fixture
+def recorded(everywhere, monkeypatch):
+    """Graphs on a CPU; the number of those that were recorded."""
+    count, made = [], runners.ModelRunner.__init__
+
+    def padding(runner, *given, **named):
+        made(runner, *given, **named)
+        runner.pad_inputs = runner.use_cuda_graph_varlen = runner.use_cuda_graph_decode = True
+
+    def capture(runner, forward, stream, *args):
+        forward(*args)
+        runner.inputs_and_outputs.set_graph(Replayed(runner, forward, args))
+        count.append(1)
+
+    monkeypatch.setattr(runners.ModelRunner, "__init__", padding)
+    monkeypatch.setattr(runners.ModelRunner, "_capture_graph", capture)
+    return count
+
+
+def test_graphs_serve_every_batch_and_are_recorded_while_nothing_runs(recorded):
+    rows = [(setting, prompt(length, length)) for length in (5, 11, 17) for setting in (None, *SETTINGS)]
+    room = Room(cached=1024, batch=24, requests=12, page=4)
+    each = len(list(warm.sizes(12, 24)))
+    with loaded(*SETTINGS, room=room) as engine:
+        engine.submit(prompt(3)).result(60)
+        assert len(recorded) == each  # of the bare base
+        for _ in range(2):
+            handles = [engine.submit(ids, called(setting), GREEDY) for setting, ids in rows]
+            for (setting, ids), handle in zip(rows, handles, strict=True):
+                assert handle.result(60).ids == alone(setting, ids), setting
+        wait_for(lambda: not missing(engine))
+        before = len(recorded)
+        assert before >= 2 * each + len([single for _, single in warm.sizes(12, 24) if not single])
+        for setting, ids in rows:
+            assert engine.submit(ids, called(setting), GREEDY).result(60).ids == alone(setting, ids), setting
+        assert len(recorded) == before
+        engine.load("late", adapter("lora", 5))  # moves what graphs read
+        assert engine.submit(prompt(9), "late", GREEDY).result(60).ids == alone("lora", prompt(9), NEW, 5)
+        wait_for(lambda: not missing(engine))
+
+
+def missing(engine):
+    processor = engine.batching.manager.batch_processor
+    return [kind for kind in warm.kinds(processor) if not warm.known(processor.inputs_and_outputs, kind)]
+
+
+def wait_for(true, seconds=60):
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.02)

@@ -18,7 +18,7 @@ from graft.serve.batching import Batching
 from graft.serve.counts import CANCELLED as DROPPED
 from graft.serve.counts import EXPIRED, FAILED, FINISHED
 from graft.serve.fair import Fair, Start
-from graft.serve.gate import Gate, Needs
+from graft.serve.gate import Gate, Needs, likely
 from graft.serve.guest import Scheduled
 from graft.serve.sampling import Sampling
 from graft.serve.scoring import score
@@ -205,6 +205,14 @@ class Floor:
         ]
         self.draws = draws.fill(asked, rows[1:])
         return self.gate.needs, self.draws
+
+    def variants(self) -> list[tuple[tuple[Needs, draws.Draws], bool]]:
+        """What batches will likely need (graft.serve.gate.likely)."""
+        return likely(self.slots.order, self.draws)
+
+    def assume(self, variant: Any) -> None:
+        """The next forward runs as one of such a batch."""
+        self.gate.needs, self.draws = variant
 
     def choose(self, logits: Tensor, rows: Tensor) -> Tensor:
         """The next tokens."""

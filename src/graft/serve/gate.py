@@ -7,7 +7,7 @@ through no slot, so that it costs nothing that adapters are there. No value is l
 batch with the same needs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from graft.model.wiring import Wiring
 from graft.serve.batching import token_rows
+from graft.serve.sampling import Draws
+from graft.serve.shelf import Entry
 from graft.serve.virtual import Present, VirtualRows
 
 
@@ -85,3 +87,15 @@ class Gate:
     def keys_values(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """What enters the cache."""
         return (keys, values) if self.present is None else self.present.keys_values(layer, keys, values)
+
+
+def likely(resident: Iterable[Entry], last: Draws) -> list[tuple[tuple[Needs, Draws], bool]]:
+    """What batches will likely need, and whether those of single new tokens do too: greedy ones, and what the last one drew.
+
+    The bare base; adapters, where slots have any; prompts with virtual tokens, where one of them has.
+    """
+    there = list(resident)
+    needs = [(Needs(), True)] + [(Needs(adapters=True), True)] * bool(there)
+    if any(entry.virtual for entry in there):
+        needs.append((Needs(adapters=True, virtual=True, back=any(entry.unshifted for entry in there)), False))
+    return [((need, drawn), single) for drawn in dict.fromkeys([Draws(), last]) for need, single in needs]

@@ -28,6 +28,12 @@ class Guest(Protocol):
     def fill(self, batch: Sequence[Scheduled], rows: Tensor) -> Hashable:
         """Write rows [rows, width] (int32, on the host) for a batch. What is returned decides which CUDA graph may run it."""
 
+    def variants(self) -> Sequence[tuple[Hashable, bool]]:
+        """What `fill` will likely return, and whether for batches of single new tokens too: graphs for it are recorded ahead."""
+
+    def assume(self, variant: Hashable) -> None:
+        """The batch filled last runs as one for which `fill` has returned this."""
+
     def choose(self, logits: Tensor, rows: Tensor) -> Tensor:
         """The next tokens from logits [n, vocabulary] and their rows [rows, n]: int32 [1, n], or more rows of outputs below."""
 
@@ -52,7 +58,7 @@ class Room:
     """How large the engine is made: `cached` tokens of keys and values in pages of `page`, `batch` tokens and `requests` a step.
 
     `graphs` and `overlap` switch CUDA graphs and asynchronous batching; None leaves that to transformers. `warm`: graphs of the bare
-    base's batches are recorded before the first request, where paged attention runs.
+    base's batches are recorded before the first request, others while nothing runs, where paged attention does.
     """
 
     cached: int = 4096

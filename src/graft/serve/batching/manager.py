@@ -12,7 +12,7 @@ from transformers.generation.continuous_batching.continuous_api import Continuou
 from graft.model.attention import set_attention
 from graft.serve.batching.paging import NAME, Paging, pages_for, suits
 from graft.serve.batching.versions import NAMES, minor
-from graft.serve.batching.warm import warm
+from graft.serve.batching.warm import catch_up, warm
 from graft.serve.batching.wires import Router, Rows, inputs_of, wire
 from graft.serve.guest import Guest, Room
 
@@ -82,6 +82,12 @@ class Batching:
             before, each.graphs = each.graphs, type(each.graphs)()
             for key in [key for key in before._storage if not stale(key[-1])]:
                 each.graphs.set_graph(key, before._storage.pop(key))
+
+    def idle(self, processor: Any) -> None:
+        """Nothing runs: record graphs, until somebody comes. For the engine's thread."""
+        if self.paging is not None and self.room.warm:
+            event, status = getattr(self.manager, self.names.wake), self.manager.background_thread_status
+            catch_up(processor, self.model, self.paging, lambda: bool(event.is_set() or status.local_status))
 
     @property
     def plan(self) -> Hashable:

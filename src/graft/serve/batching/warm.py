@@ -1,7 +1,11 @@
-"""Recording the CUDA graphs of the bare base's batches before the first request: each size that a batch is padded to."""
+"""Recording CUDA graphs before the batches come that need them: the bare base's at the start, what went stale while nothing runs.
 
-from collections.abc import Iterator
-from typing import Any
+A graph belongs to a size that batches are padded to, to its plan (graft.serve.batching.paging) and to what its requests ask for, the
+guest's variant. With two sets of static tensors (batches that overlap) each has its own.
+"""
+
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from transformers.generation.continuous_batching import requests, utils
@@ -12,32 +16,75 @@ create: Any = getattr(requests, "create_warmup_future_states", None) or utils.cr
 STATUS = requests.RequestStatus
 
 
-@torch.no_grad()
+class Kind(NamedTuple):
+    """A batch of so many tokens, each a request of its own or not, and its variant."""
+
+    tokens: int
+    single: bool
+    variant: Hashable
+
+
 def warm(processor: Any, model: Any, paging: Paging) -> None:
-    """Run a batch of each size with every set of static tensors; a model without graphs needs none. For the engine's thread."""
-    inputs, cache, runner = processor.inputs_and_outputs, processor.cache, processor.model_runner
-    if not runner.pad_inputs:
+    """Run a batch of each kind with every set of static tensors; a model without graphs needs none. For the engine's thread."""
+    if processor.model_runner.pad_inputs:
+        for kind in kinds(processor):
+            run(processor, model, paging, kind)
+        processor.inputs_and_outputs.reset()
+        if hasattr(processor.cache, "reset"):
+            processor.cache.reset()  # 5.24: pages go back to what all kinds of layers share
+
+
+def catch_up(processor: Any, model: Any, paging: Paging, busy: Callable[[], bool]) -> None:
+    """Record what is missing, while nothing runs and nobody waits."""
+    runner, inputs = processor.model_runner, processor.inputs_and_outputs
+    if not (runner.pad_inputs and runner.use_cuda_graph_decode) or processor.scheduler.has_pending_requests():
         return
-    longest = cache.max_blocks_per_request * page_of(cache)
-    for tokens, single in sizes(runner.cb_config.max_requests_per_batch, min(cache.max_batch_tokens, longest)):
-        for _ in range(len(getattr(inputs, "io_pairs", [None]))):
-            count, length = (tokens, 1) if single else (1, tokens)
-            states = create(count, STATUS.DECODING if single else STATUS.PREFILLING, length, 0, cache)
-            try:
-                if len(states) == count:
-                    paging.plan = Plan(single)
-                    inputs.prepare_batch_tensors(states, processor.logit_processor, True, tokens, 0, True)
-                    wait(inputs)
-                    runner.compute_batch(model, inputs.get_model_kwargs(use_padding=True))
-                    wait(inputs)
-            finally:
-                for one in states:
-                    cache.free_blocks(one.state.request_id)
-            if hasattr(inputs, "io_pairs"):
-                inputs.swap_io_pairs()
-    inputs.reset()
-    if hasattr(cache, "reset"):
-        cache.reset()  # 5.24: pages go back to what all kinds of layers share
+    ran = False
+    for kind in [kind for kind in kinds(processor) if not known(inputs, kind)]:
+        if busy():
+            break
+        run(processor, model, paging, kind)
+        ran = True
+    if ran:
+        inputs.reset()  # what ran last had no requests of anybody
+
+
+def kinds(processor: Any) -> Iterator[Kind]:
+    """Every kind that the guest thinks likely."""
+    runner, cache, guest = processor.model_runner, processor.cache, processor.logit_processor.guest
+    longest = min(cache.max_batch_tokens, cache.max_blocks_per_request * page_of(cache))
+    for variant, singles in guest.variants():
+        for tokens, single in sizes(runner.cb_config.max_requests_per_batch, longest):
+            if singles or not single:
+                yield Kind(tokens, single, variant)
+
+
+def known(inputs: Any, kind: Kind) -> bool:
+    """Whether each set of static tensors has a graph of this kind."""
+    holders = [pair.device_io for pair in inputs.io_pairs] if hasattr(inputs, "io_pairs") else [inputs]
+    return all((kind.tokens, Plan(kind.single), kind.variant) in each.graphs._storage for each in holders)
+
+
+@torch.no_grad()
+def run(processor: Any, model: Any, paging: Paging, kind: Kind) -> None:
+    """Run a batch of one kind with every set of static tensors, which records what is not recorded."""
+    inputs, cache, rows = processor.inputs_and_outputs, processor.cache, processor.logit_processor
+    count, length = (kind.tokens, 1) if kind.single else (1, kind.tokens)
+    for _ in range(len(getattr(inputs, "io_pairs", [None]))):
+        states = create(count, STATUS.DECODING if kind.single else STATUS.PREFILLING, length, 0, cache)
+        try:
+            if len(states) == count:
+                paging.plan = Plan(kind.single)
+                inputs.prepare_batch_tensors(states, rows, True, kind.tokens, 0, True)
+                rows.assume(kind.variant)
+                wait(inputs)
+                processor.model_runner.compute_batch(model, inputs.get_model_kwargs(use_padding=True))
+                wait(inputs)
+        finally:
+            for one in states:
+                cache.free_blocks(one.state.request_id)
+        if hasattr(inputs, "io_pairs"):
+            inputs.swap_io_pairs()
 
 
 def wait(inputs: Any) -> None:
@@ -46,9 +93,9 @@ def wait(inputs: Any) -> None:
         torch.cuda.synchronize()
 
 
-def sizes(requests: int, tokens: int) -> Iterator[tuple[int, bool]]:
+def sizes(most_requests: int, most_tokens: int) -> Iterator[tuple[int, bool]]:
     """The sizes of batches and whether they are of single tokens, the largest first, so that the graphs' memory is that of the largest."""
-    for most, single in ((tokens, False), (requests, True)):
+    for most, single in ((most_tokens, False), (most_requests, True)):
         found = sorted({padded(count, most) for count in range(1, most + 1)}, reverse=True)
         yield from ((size, single) for size in found if single or size > 1)
 

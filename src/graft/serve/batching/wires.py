@@ -43,6 +43,11 @@ class Rows:
         self.variant = self.guest.fill(batch, arg_storage)
         return arg_storage
 
+    def assume(self, variant: Hashable) -> None:
+        """Take the batch that was filled for one of this variant."""
+        self.variant = variant
+        self.guest.assume(variant)
+
     def __call__(self, input_ids: Tensor, scores: Tensor, logits_processor_args: Tensor) -> Tensor:
         """Choose; the engine's own choice, which follows, is replaced by `sample`."""
         self.chosen = self.guest.choose(scores, logits_processor_args)
@@ -100,6 +105,8 @@ def wire(processor: Any, batching: "Batching", rows: Rows) -> None:
     def prepare_next_batch() -> bool:
         guest.between()
         ready = bool(prepare())
+        if not ready:
+            batching.idle(processor)
         if inputs.compute_stream is not None and not hasattr(inputs, "io_pairs"):
             inputs.compute_stream.wait_stream(torch.cuda.current_stream())  # which wrote the batch's inputs
         return ready
