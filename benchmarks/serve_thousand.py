@@ -88,6 +88,8 @@ def ask(engine, names, prompts, new):
         name, handle = handles.popleft()
         answers[name] = handle.result(3600).ids
         host, device = max(host, engine.counts().host_bytes), max(device, packed(engine))
+        if len(answers) % 50 == 0:
+            print(f"{len(answers)} of {len(names)} are answered", flush=True)
     return answers, host, device
 
 
@@ -124,7 +126,7 @@ def first_and_last(names, times):
 def main():
     """Measure, print and write."""
     parser = argparse.ArgumentParser()
-    for name, default in {"adapters": 1000, "slots": 16, "host-mb": 256, "new": 6, "tokens": 16, "again": 10}.items():
+    for name, default in {"adapters": 1000, "slots": 16, "host-mb": 256, "new": 4, "tokens": 12, "again": 10}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     for name in ("folder", "output"):
         parser.add_argument(f"--{name}")
@@ -135,7 +137,7 @@ def main():
     words = tokenizer(TEXT)["input_ids"]
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         names, size = make(model, folder, options.adapters, std=0.03)
-        print(f"{len(names)} adapters of {size >> 20} MiB are made")
+        print(f"{len(names)} adapters of {size >> 20} MiB are made", flush=True)
         before = resident()
         prompts = {name: (words * 2)[number % len(words) :][: options.tokens] for number, name in enumerate(names)}
         room = Room(cached=options.slots * 64 + 2048, batch=256, requests=options.slots)
@@ -143,6 +145,7 @@ def main():
             for name in names:
                 engine.register(name, Path(folder) / name)
             times = loads(engine, names)
+            print(f"loaded in {sum(times):.0f} s", flush=True)
             filled, began = resident(), time.perf_counter()
             answers, host, device = ask(engine, names, prompts, options.new)
             again, *most = ask(engine, names[:: options.again], prompts, options.new)
