@@ -1,6 +1,7 @@
 """Sampling and scoring of our own: draws that depend on nothing beside them, cuts, log-probabilities, stop texts, several answers."""
 
 import copy
+import time
 
 import pytest
 import torch
@@ -218,3 +219,16 @@ def test_one_adapter_is_scored_while_it_has_no_slot():
         found = engine.score([prompt(6)], "ia3")[0]
         assert found.logprobs[1] == pytest.approx(float(logits_of("ia3", prompt(6)).log_softmax(-1)[0, prompt(6)[1]]), abs=1e-4)
         assert running.result(60).ids == alone("lora", prompt(5), 100)
+
+
+def test_texts_beyond_one_forward_are_scored_without_waiting():
+    """Where nothing is generated the engine sleeps until it is woken; here it would sleep for seconds between two forwards."""
+    with loaded("lora", room=Room(cached=1024, batch=20, requests=8, page=4)) as engine:
+        manager = engine.batching.manager
+        event = getattr(manager, engine.batching.names.wake)
+        wait = event.wait
+        event.wait = lambda timeout: wait(2)
+        began = time.monotonic()
+        found = engine.score([prompt(15, seed) for seed in range(6)], "lora")
+        assert [one.ids for one in found] == [prompt(15, seed) for seed in range(6)]
+        assert time.monotonic() - began < 5  # one sleep may have begun before

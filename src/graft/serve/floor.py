@@ -142,6 +142,8 @@ class Floor:
 
         self.fair.admit(lambda: len(self.running) >= self.limit, start)
         self.score(scores)
+        if scores and self.fair.count:
+            self.wake()  # an engine with nothing to generate looks round ten times a second only
 
     def start(self, ticket: Ticket, kept: Callable[[Entry], bool]) -> Start:
         """Hand a request to the engine, if its adapter finds a slot."""
