@@ -109,7 +109,7 @@ def normed():
     for outs, inputs, r in ((70, 150, 5), (33, 20, 32)):
         W, A, B = torch.randn(outs, inputs), torch.randn(r, inputs), torch.randn(outs, r)
         args = W, A, B, W.square().sum(1)
-        agree(norms.operator(*args) / 100, plain(norms.operator, *args) / 100, "row_norms")
+        agree(norms.compiled(*args) / 100, plain(norms.compiled, *args) / 100, "row_norms")
 
 
 def repeated():

@@ -133,6 +133,7 @@ def measure(point: Point, profiles: bool) -> dict[str, Any]:
             "peak_last": peaks[-1],
             "setup_s": setup,
             "cold_s": warm[0].ms / 1000,
+            "recorded": run is not None and run.report.times > 0,
             "held_bytes": torch.cuda.memory_reserved() if where.type == "cuda" else 0,
             "trained": sum(value.numel() for value in row.trained),
             "graphs": torch._dynamo.utils.counters["stats"]["unique_graphs"],

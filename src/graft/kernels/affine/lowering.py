@@ -12,16 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from graft.kernels.operators import operator
 
-@torch.library.custom_op("graft::once", mutates_args=())
+
+@operator("once", torch.empty_like)
 def once(value: Tensor) -> Tensor:
     """The value itself, for a compiler to hold; of any shape."""
     return value.clone()
-
-
-@once.register_fake
-def _(value: Tensor) -> Tensor:
-    return torch.empty_like(value)
 
 
 def register() -> bool:

@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 
 from graft.kernels.affine import launch
+from graft.kernels.operators import operator
 
 
 @torch.no_grad()
 def row_norms(W: Tensor, A: Tensor, B: Tensor, own: Tensor) -> Tensor:
     """[out], detached, of `own` = ‖W‖² [out]; never 0, so that a row of zeros scales by 0 and not by NaN."""
-    return operator(W, A, B, own) if launch.takes(W) or torch.compiler.is_compiling() else plain(W, A, B, own)
+    return compiled(W, A, B, own) if launch.takes(W) or torch.compiler.is_compiling() else plain(W, A, B, own)
 
 
-@torch.library.custom_op("graft::row_norms", mutates_args=())
-def operator(W: Tensor, A: Tensor, B: Tensor, own: Tensor) -> Tensor:
+@operator("row_norms", lambda W, A, B, own: torch.empty_like(own))
+def compiled(W: Tensor, A: Tensor, B: Tensor, own: Tensor) -> Tensor:
     """The same, as a compiler takes it."""
     if launch.takes(W) and W.stride(1) == 1 and len(A) <= launch.NORMED:
         return launch.row_norms(W, A.contiguous(), B.contiguous(), own)
@@ -31,8 +32,3 @@ def plain(W: Tensor, A: Tensor, B: Tensor, own: Tensor) -> Tensor:
     cross = (W @ A.t().to(W.dtype)).to(A.dtype)
     total = own + (torch.addmm(cross, B, A @ A.t(), beta=2) * B).sum(1)
     return total.clamp_min(torch.finfo(total.dtype).tiny).sqrt()
-
-
-@operator.register_fake
-def _(W: Tensor, A: Tensor, B: Tensor, own: Tensor) -> Tensor:
-    return torch.empty_like(own)

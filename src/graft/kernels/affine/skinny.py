@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from graft.kernels.affine import launch
+from graft.kernels.operators import LIBRARY, operator
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -29,7 +30,7 @@ def drop(x: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
     return dropped(x, dropout, seed) if dropout and seed is not None else x
 
 
-@torch.library.custom_op("graft::dropped", mutates_args=())
+@operator("dropped", lambda x, dropout, seed: x.new_empty(x.shape))
 def dropped(x: Tensor, dropout: float, seed: Tensor) -> Tensor:
     """The same, with dropout."""
     generator = torch.Generator(x.device).manual_seed(int(seed))
@@ -38,17 +39,17 @@ def dropped(x: Tensor, dropout: float, seed: Tensor) -> Tensor:
     return (x * (1 / (1 - dropout))).masked_fill_(drawn < round(dropout * 2**16) - 2**15, 0)
 
 
-@dropped.register_fake
-def _(x: Tensor, dropout: float, seed: Tensor) -> Tensor:
-    return x.new_empty(x.shape)
-
-
 def remembered(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     """What the way back needs: the same values are dropped."""
     ctx.dropout, ctx.seed = inputs[1:]
 
 
-dropped.register_autograd(lambda ctx, dy: (dropped(dy, ctx.dropout, ctx.seed), None, None), setup_context=remembered)
+def undropped(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+    """The way back."""
+    return dropped(dy, ctx.dropout, ctx.seed), None, None
+
+
+torch.library.register_autograd("graft::dropped", undropped, setup_context=remembered, lib=LIBRARY)
 
 
 def write(buffer: Tensor, As: list[Tensor], Bs: list[Tensor]) -> None:
@@ -63,18 +64,13 @@ def write(buffer: Tensor, As: list[Tensor], Bs: list[Tensor]) -> None:
         row, column = row + len(B), column + len(A)
 
 
-@torch.library.custom_op("graft::beside", mutates_args=())
+@operator("beside", lambda parts, tail: parts[0].new_empty(parts[0].shape[0], sum(part.shape[1] for part in parts) + tail))
 def beside(parts: list[Tensor], tail: int) -> Tensor:
     """[parts, 0] of parts [T, n_j]: rows with a tail of so many columns, [T, Σ n + tail]."""
     return torch.cat([*parts, parts[0].new_zeros(len(parts[0]), tail)], 1)
 
 
-@beside.register_fake
-def _(parts: list[Tensor], tail: int) -> Tensor:
-    return parts[0].new_empty(parts[0].shape[0], sum(part.shape[1] for part in parts) + tail)
-
-
-@torch.library.custom_op("graft::project_", mutates_args=("xs",))
+@operator("project_", lambda xs, A, dropout, seed: xs.new_empty(xs.shape[0], A.shape[0]), mutates=("xs",))
 def project_(xs: Tensor, A: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
     """S [T, R] = drop(x) A^T of xs = [x, tail] [T, in + p] and A [R, in]; the tail becomes [S, 0]."""
     if launch.takes(xs):
@@ -86,12 +82,13 @@ def project_(xs: Tensor, A: Tensor, dropout: float, seed: Tensor | None) -> Tens
     return S
 
 
-@project_.register_fake
-def _(xs: Tensor, A: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
-    return xs.new_empty(xs.shape[0], A.shape[0])
+def like_pull(dys: Tensor, S: Tensor, B: Tensor, ys: list[Tensor], outputs: list[int], ranks: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Empty dS, dB and sums."""
+    kind, total = wide(dys.dtype), sum(outputs)
+    return torch.empty_like(S), B.new_empty(total, max(ranks), dtype=kind), B.new_empty(total if ys else 0, dtype=kind)
 
 
-@torch.library.custom_op("graft::pull_", mutates_args=("dys",))
+@operator("pull_", like_pull, mutates=("dys",))
 def pull_(dys: Tensor, S: Tensor, B: Tensor, ys: list[Tensor], outputs: list[int], ranks: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     """dS [T, R], dB [Σ out, max r] and, if any `ys` [T, out_j] are given, Σ_t dY * y [Σ out], of dys = [dY_1, ..., tail]
     [T, Σ out + p], S [T, R] and B [Σ out, R], whose blocks off the diagonal count as 0; the tail becomes [dS, 0].
@@ -120,13 +117,7 @@ def dots(dys: Tensor, ys: list[Tensor]) -> Tensor:
     return torch.cat(found)
 
 
-@pull_.register_fake
-def _(dys: Tensor, S: Tensor, B: Tensor, ys: list[Tensor], outputs: list[int], ranks: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    kind, total = wide(dys.dtype), sum(outputs)
-    return torch.empty_like(S), B.new_empty(total, max(ranks), dtype=kind), B.new_empty(total if ys else 0, dtype=kind)
-
-
-@torch.library.custom_op("graft::outer", mutates_args=())
+@operator("outer", lambda dS, x, dropout, seed: x.new_empty(dS.shape[1], x.shape[1], dtype=wide(x.dtype)))
 def outer(dS: Tensor, x: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
     """dA [R, in] = dS^T drop(x) of dS [T, R] and x [T, in], in float32 or wider."""
     if launch.takes(x):
@@ -134,19 +125,9 @@ def outer(dS: Tensor, x: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
     return (dS.t() @ drop(x, dropout, seed)).to(wide(x.dtype))
 
 
-@outer.register_fake
-def _(dS: Tensor, x: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
-    return x.new_empty(dS.shape[1], x.shape[1], dtype=wide(x.dtype))
-
-
-@torch.library.custom_op("graft::push_", mutates_args=("dx",))
+@operator("push_", lambda dx, dS, A, dropout, seed: None, mutates=("dx",))
 def push_(dx: Tensor, dS: Tensor, A: Tensor, dropout: float, seed: Tensor | None) -> None:
     """dx [T, in] += what reaches x of dS A through the dropout: dS [T, R], A [R, in]."""
     if launch.takes(dx):
         return launch.push_(dx, dS, A, dropout, seed)
     dx += drop(dS @ A, dropout, seed)
-
-
-@push_.register_fake
-def _(dx: Tensor, dS: Tensor, A: Tensor, dropout: float, seed: Tensor | None) -> None:
-    return None

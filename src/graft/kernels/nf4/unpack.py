@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from graft.kernels.nf4.reference import Kind, dense, kind, parts
+from graft.kernels.operators import operator
 
 TRITON = importlib.util.find_spec("triton") is not None
 if TRITON:
@@ -38,7 +39,7 @@ def unpacked(weights: Sequence[Any], A: Tensor | None, B: Tensor | None, after: 
     packed, inputs = kind(weights[0]), weights[0].quant_state.shape[-1]
     outputs = [weight.quant_state.shape.numel() // inputs for weight in weights]
     tensors = [part for weight in weights for part in parts(weight)]
-    runs = operator if torch.compiler.is_compiling() or takes(tensors[0], inputs, packed.block) else plain
+    runs = compiled if torch.compiler.is_compiling() or takes(tensors[0], inputs, packed.block) else plain
     return runs(tensors, A, B, after, outputs, inputs, *packed)
 
 
@@ -47,8 +48,16 @@ def takes(values: Tensor, inputs: int, block: int) -> bool:
     return TRITON and tiles.takes(values, inputs, block)
 
 
-@torch.library.custom_op("graft::unpacked", mutates_args=())
-def operator(
+def like(
+    tensors: list[Tensor], A: Tensor | None, B: Tensor | None, after: Tensor | None, outputs: list[int], inputs: int,
+    bits: str, block: int, nested: int, dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """The buffer, empty."""
+    return room(tensors, A, B, outputs, inputs, dtype)
+
+
+@operator("unpacked", like)
+def compiled(
     tensors: list[Tensor], A: Tensor | None, B: Tensor | None, after: Tensor | None, outputs: list[int], inputs: int,
     bits: str, block: int, nested: int, dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
@@ -91,11 +100,3 @@ def room(tensors: list[Tensor], A: Tensor | None, B: Tensor | None, outputs: lis
     """Memory for the buffer."""
     below, margin = (0, 0) if A is None or B is None else (len(A), B.shape[1])
     return torch.empty(sum(outputs) + below, inputs + margin, dtype=dtype, device=tensors[0].device)
-
-
-@operator.register_fake
-def _(
-    tensors: list[Tensor], A: Tensor | None, B: Tensor | None, after: Tensor | None, outputs: list[int], inputs: int,
-    bits: str, block: int, nested: int, dtype: torch.dtype,
-) -> Tensor:  # fmt: skip
-    return room(tensors, A, B, outputs, inputs, dtype)
