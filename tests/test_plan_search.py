@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import random
+from functools import partial
 
 import pytest
 import torch
@@ -11,12 +12,16 @@ import torch
 from graft import data
 from graft.errors import ModelError
 from graft.methods import LoRA
+from graft.model import families
 from graft.model.load import default_dtype
 from graft.model.recorded import SPARE
+from graft.model.skeleton import skeleton
 from graft.plan import plan
 from graft.plan.cards import named
+from graft.plan.job import job
 from graft.plan.rows import Rows, rows_of
-from graft.plan.search import room, weighed
+from graft.plan.search import fitting, room, weighed
+from graft.plan.setup import Setup
 from graft_rows import write_rows
 from planned import FEW, SMALL, by_name, llama, printed
 
@@ -125,12 +130,20 @@ def test_batches_are_as_long_as_training_makes_them(batch, accum, multiple):
     assert rows.padded(batch, 60, 8 * 16, multiple) <= 60
 
 
-def test_of_ways_that_are_about_as_fast_the_plainest_is_taken(tmp_path, tiny_llama, tiny_tokenizer):
-    found = by_name(plan(SMALL, gpu="h100", memory="80GB", examples=100_000))
-    assert {each.choice.setup.batch for each in found.values() if each.choice} == {16}
-    one = found["lora r=16"]
-    ways = [each for each in weighed(one.choice.job, LoRA(r=16), one.choice.setup, Rows(100_000), named("h100"), ())]
-    assert one.choice.seconds <= 1.05 * min(each.seconds for each in ways)
+@pytest.mark.parametrize(("longest", "plainest"), [(800, True), (4000, False)])
+def test_of_ways_that_are_about_as_fast_the_plainest_is_taken(longest, plainest):
+    lengths = tuple(sorted([*range(256, 556), *[longest] * 8]))
+    rows = Rows(10**6, lengths, answer=50, source="rows")
+    model = skeleton(SMALL)
+    makes = partial(job, model, families.sites(model))
+    setup = Setup(tokens=rows.longest)
+    chosen = fitting(makes, LoRA(r=16), setup, rows, None, named("h100"))
+    first = {each.setup.batch: each.seconds for each in reversed([*weighed(chosen.job, LoRA(r=16), setup, rows, named("h100"), ())])}
+    least = min(first.values())
+    assert first[16] > least, "a smaller batch is faster, for less padding"
+    assert (first[16] <= 1.05 * least) == plainest
+    assert (chosen.setup.batch == 16) == plainest
+    assert chosen.seconds <= 1.05 * least
 
 
 def test_steps_are_recorded_where_the_memory_has_room_for_a_recording():
