@@ -52,10 +52,34 @@ def check(tokens, inputs, outs, spec, spare):
             assert s.any() or torch.equal(ours, y)
 
 
+def check_behind(tokens, inputs, out, spec, read, spare):
+    """Columns that read y beside those that read x, which are of other slots."""
+    own, later = stack_of(inputs, (out,), spec, spare), stack_of(out, (out,), read, spare)
+    first = -(-(0 if own.of is None else len(own.of)) // 32) * 32
+    more = first - (0 if own.of is None else len(own.of))
+    none = torch.full((more,), -1)
+    join = lambda a, pad, b: torch.cat([*([] if a is None else [a]), pad, b])  # noqa: E731
+    stack = Stack(
+        (out,), A=own.A, B=torch.cat([*([] if own.B is None else [own.B]), torch.zeros(out, more), later.B], 1),
+        a=join(own.a if own.a is not None or own.of is None else torch.zeros(len(own.of)), torch.zeros(more), later.a),
+        of=join(own.of, none, later.of), act=join(own.act, torch.zeros(more, dtype=torch.long), later.act), c=own.c, b=later.b,
+        acts=later.acts, behind=later.A, first=first,
+    )  # fmt: skip
+    x, y = torch.randn(tokens, inputs), torch.randn(tokens, out)
+    for s in (torch.randint(0, 9, (tokens,)), torch.full((tokens,), read[0][0]), torch.zeros(tokens, dtype=torch.long)):
+        (ours,), (theirs,) = launch.run(stack, s, x, [y]), reference.run(stack, s, x, [y])
+        assert torch.isfinite(theirs).all()
+        gap = ((ours - theirs).norm() / theirs.norm()).item()
+        assert gap < 1e-5, f"{tokens, inputs, out, spec, read}: {gap:.1e}"
+
+
 if __name__ == "__main__":
     assert launch.INTERPRETED
     torch.manual_seed(0)
     for case in CASES:
         check(*case)
+    check_behind(5, 300, 33, ((1, 8, 0), (2, 17, 0)), ((3, 5, 1), (4, 9, 2)), 1)
+    check_behind(70, 40, 400, ((1, 33, 0),), ((3, 64, 1),), 0)
+    check_behind(2, 24, 50, (), ((3, 7, 1), (5, 2, 1)), 0)
     assert not launch.kept_counters(torch.device("cpu"), 0).any()
     print("all agree")

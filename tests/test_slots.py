@@ -9,9 +9,12 @@ import pytest
 import torch
 
 import graft
+from graft.errors import AdapterError
 from graft.kernels import slots
 from graft.kernels.slots import reference
-from graft.serve import Room
+from graft.model.bands import Band
+from graft.model.chains import Chain
+from graft.serve import Engine, Room
 from test_serve import GREEDY, NEW, adapter, alone, base, called, loaded, prompt
 
 SERVED = (
@@ -45,7 +48,7 @@ def test_rows_of_every_method_are_the_rows_alone(name, launched):
             handles = [engine.submit(ids, called(setting), GREEDY) for setting, ids in rows]
             for (setting, ids), handle in zip(rows, handles, strict=True):
                 assert handle.result(60).ids == alone(setting, ids, NEW, 3, name), setting
-        bands = engine.residents.bands
+        bands = [band for band in engine.residents.bands if isinstance(band, Band)]
         assert bool(bands) == (name in ("llama", "qwen3"))
         for band in bands:
             assert band.stack is not None
@@ -65,6 +68,70 @@ def test_a_band_follows_its_packs(launched):
             engine.unload(setting)
         for setting in ("ia3", "bias", "houlsby"):
             assert engine.submit(prompt(9), setting, GREEDY).result(60).ids == alone(setting, prompt(9)), setting
+
+
+def chains(engine):
+    return [band for band in engine.residents.bands if isinstance(band, Chain)]
+
+
+def test_what_acts_behind_a_sublayer_runs_with_its_last_map(launched):
+    """But where one adapter acts at both; packs that are apart again keep what each holds."""
+    both = graft.adapt(base(), [graft.LoRA(r=3), graft.Bottleneck(size=5)])
+    with torch.no_grad():
+        for value in both.parameters():
+            value.add_(torch.randn(value.shape, generator=torch.Generator().manual_seed(7)) * 0.1)
+    wanted, made = greedy(both.model, prompt(9)), both.adapter()
+    settings = ("houlsby", "lora_bias", "bias", "pfeiffer", "dora", "parallel")
+    rows = [(setting, prompt(length, length)) for length in (5, 11) for setting in (None, *settings)]
+    with loaded(*settings, slots=8, room=Room(cached=4096, batch=24, requests=40, page=4)) as engine:
+        engine.load("both", made)
+
+        def check():
+            launched.clear()
+            handles = [engine.submit(ids, called(setting), GREEDY) for setting, ids in rows]
+            for (setting, ids), handle in zip(rows, handles, strict=True):
+                assert handle.result(60).ids == alone(setting, ids), setting
+
+        check()
+        check()
+        count = len(launched)
+        assert len(chains(engine)) == 2 * engine.model.config.num_hidden_layers
+        assert all(chain.stack is not None for chain in chains(engine))
+        assert engine.submit(prompt(9), "both", GREEDY).result(60).ids == wanted
+        assert all(chain.stack is None for chain in chains(engine))
+        check()
+        assert len(launched) > count  # apart
+        engine.unload("both")
+        engine.unload("pfeiffer")
+        engine.load("pfeiffer", adapter("pfeiffer"))
+        check()
+        assert all(chain.stack is not None for chain in chains(engine))
+        assert engine.submit(prompt(9), "houlsby", GREEDY).result(60).ids == alone("houlsby", prompt(9))
+        first = chains(engine)[0]
+        first.gave = torch.zeros(1)
+        with pytest.raises(AdapterError, match="did not return what its last linear map gave"):
+            first.did(torch.ones(1))
+
+
+def test_a_sublayer_that_returns_another_tensor_runs_apart(launched):
+    model = base()
+    mlp = model.model.layers[0].mlp
+    own = mlp.forward
+    mlp.forward = lambda x: own(x).clone()
+    with Engine(model, slots=2, room=Room(cached=1024, batch=24, requests=8, page=4)) as engine:
+        for setting in ("lora", "houlsby"):
+            engine.load(setting, adapter(setting))
+            assert engine.submit(prompt(9), setting, GREEDY).result(60).ids == alone(setting, prompt(9))
+        found = {chain.paths[1] for chain in chains(engine)}
+        assert found == {f"model.layers.{layer}.{part}" for layer in range(2) for part in ("self_attn", "mlp")} - {"model.layers.0.mlp"}
+
+
+def greedy(model, ids, new=NEW):
+    found = list(ids)
+    with torch.no_grad():
+        for _ in range(new):
+            found.append(int(model(input_ids=torch.tensor([found]), use_cache=False).logits[0, -1].argmax()))
+    return found[len(ids) :]
 
 
 def test_routed_rows_of_several_texts(launched, monkeypatch):

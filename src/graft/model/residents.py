@@ -20,6 +20,7 @@ from graft.method import Tensors, makes
 from graft.model import belonging, families
 from graft.model.bands import Band, bands_of
 from graft.model.base import ModuleBase, fingerprint, master_dtype
+from graft.model.chains import Chain, Returns, chains_of
 from graft.model.slots import Station, borrows, ordered
 from graft.model.twin import shared, twin_of
 from graft.model.wiring import Wiring
@@ -62,8 +63,14 @@ class Residents:
         self.bases: dict[Site, ModuleBase] = {}  # each place's, with what it has computed once
         self.master = master_dtype(self.model)
         self.marks: dict[frozenset[str], str] = {}  # fingerprints, by the modules that are left out
-        self.bands: list[Band] = []
+        self.bands: list[Band | Chain] = []
         self.banded = 0  # among so many modules
+        self.returns: Returns | None = None
+
+    def watch(self) -> None:
+        """See in the model's next forward which sublayers return what their last map gives: fewer launches for what acts behind them."""
+        if kernels.takes(self.model.get_input_embeddings().weight):
+            self.returns = Returns(self.model, families.sites(self.model))
 
     def belongs(self, adapter: Adapter, what: str) -> None:
         """Raise AdapterError if an adapter was made for another base. The base is frozen: each fingerprint is taken once."""
@@ -99,6 +106,9 @@ class Residents:
         self.widen(number + 1)
         self.empty(number)
         self.touched[number] = list(dict.fromkeys([*prepared.plan, *prepared.twins]))
+        for band in self.bands:
+            if isinstance(band, Chain) and {*band.paths} <= {*prepared.plan}:
+                band.release()  # it has forms at both, and what the packs share holds one
         for path in self.touched[number]:
             self.wiring.slot(path).load(number, prepared.plan.get(path, []), prepared.twins.get(path), self.slots, self.like(path))
         self.settle()
@@ -109,7 +119,8 @@ class Residents:
         if self.banded != len(self.wiring.slots) and kernels.takes(self.model.get_input_embeddings().weight):
             for band in self.bands:
                 band.release()
-            self.bands, self.banded = bands_of(self.bases, self.wiring), len(self.wiring.slots)
+            chains = [] if self.returns is None else chains_of(self.returns.pairs, self.returns.seen, self.wiring)
+            self.bands, self.banded = [*bands_of(self.bases, self.wiring), *chains], len(self.wiring.slots)
         for band in self.bands:
             band.settle()
 

@@ -84,7 +84,8 @@ class Slot(nn.Module):
         self.ends = False  # whether the module is the model's head, which may run at chosen positions only
         self.group: Any = None  # the modules it runs fused with (graft.model.fused), and its place among them
         self.place = 0
-        self.band: Any = None  # the modules whose packs it runs with (graft.model.bands)
+        self.band: Any = None  # the modules whose packs it runs with (graft.model.bands, graft.model.chains)
+        self.chain: Any = None  # the linear map that may run this sublayer's pack with its own
 
     def hold(self, part: int, method: Method, site: Site, base: ModuleBase, tensors: Tensors, dtype: torch.dtype) -> Station:
         """Register one part's tensors [as `shapes` says] as parameters in `dtype`."""
@@ -171,9 +172,10 @@ class Slot(nn.Module):
         args, kwargs = with_input(x, args, kwargs)
         banded = self.band is not None and self.band.takes(x)
         y, out = self.band.output(self, x, s) if banded else self.routed_base(inner, args, kwargs, slots)
+        chained = self.chain is not None and self.chain.did(y)
         for key, pack in packs.items():
             source = unkeyed(key)
-            if banded and source == OWN:
+            if (banded and source == OWN) or (chained and source == Y):
                 continue
             if source == X:
                 again = self.routed_base(inner, *with_input(pack(s, y, x), args, kwargs), slots)[0]
@@ -216,7 +218,7 @@ class Slot(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or cast everything, routed twins included, and forget the forms computed so far."""
         self.forget()
-        for together in (self.group, self.band):
+        for together in (self.group, self.band, self.chain):
             if together is not None:
                 together.release()
         for twin in self.routed_twins.values():

@@ -67,6 +67,7 @@ class Engine:
         self.model, self.tokenizer, self.room = model.eval(), tokenizer, room or Room()
         self.wiring = Wiring(model)
         self.residents = Residents(self.wiring, slots + 1)
+        self.residents.watch()
         self.rows = VirtualRows(slots + 1, model.device, model.dtype)
         self.wiring.attach()
         self.gate = Gate(model, self.wiring, self.rows)

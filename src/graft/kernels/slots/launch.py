@@ -36,7 +36,7 @@ def takes(y: Tensor) -> bool:
 
 def run(stack: Stack, s: Tensor, x: Tensor | None, ys: Sequence[Tensor]) -> list[Tensor]:
     """As `reference.run`; each y' is contiguous."""
-    h = ys[0] if stack.A is None or x is None else shrink(stack, s, x)
+    h = ys[0] if stack.of is None else shrink(stack, s, ys[0] if x is None else x, ys[0])
     out = ys[0].new_empty(len(s) * sum(stack.outs))
     expand(stack, s, h, ys, out)
     return [
@@ -44,23 +44,27 @@ def run(stack: Stack, s: Tensor, x: Tensor | None, ys: Sequence[Tensor]) -> list
     ]
 
 
-def shrink(stack: Stack, s: Tensor, x: Tensor) -> Tensor:
+def shrink(stack: Stack, s: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """h [T, C], written where a token's slot is the column's alone."""
-    assert stack.A is not None
-    A, tokens, (columns, width) = stack.A, len(s), stack.A.shape
+    tokens, behind = len(s), stack.behind
+    A = behind if stack.A is None else stack.A
+    assert A is not None
+    assert stack.of is not None
+    D, first, columns = (A, 0, len(A)) if behind is None else (behind, stack.first, len(stack.of))
     height = rows_of(tokens)
     block = BLOCK[tokens <= height]
     grid = -(-tokens // height), -(-columns // block)
-    steps = -(-width // INPUTS)
-    parts = max(1, min(-(-PROCESSORS // (grid[0] * grid[1])), steps, MOST_PARTS))
-    span = -(-steps // parts) * INPUTS
-    parts = -(-width // span)
+    steps = [-(-value.shape[1] // INPUTS) for value in (A, D)]
+    parts = max(1, min(-(-PROCESSORS // (grid[0] * grid[1])), max(steps), MOST_PARTS))
+    spans = [-(-count // parts) * INPUTS for count in steps]
+    parts = max(-(-value.shape[1] // span) for value, span in zip((A, D), spans, strict=True))
     h = x.new_empty(tokens, columns)
     partial = h if parts == 1 else x.new_empty((parts, tokens, columns), dtype=torch.float32)
     codes = dict(zip(NAMES, (-1 for _ in NAMES), strict=True)) | {name: code for code, name in stack.acts}
     tiles.shrink[(*grid, parts)](
-        x, A, A if stack.a is None else stack.a, stack.of, stack.act, s, h, partial, counters(x, grid[0] * grid[1]), tokens, columns, width,
-        span, x.stride(0), BT=height, BC=block, BK=INPUTS, PARTS=parts, SHIFTED=stack.a is not None,
+        x, A, y, D, A if stack.a is None else stack.a, stack.of, stack.act, s, h, partial, counters(x, grid[0] * grid[1]), tokens, columns,
+        A.shape[1], spans[0], x.stride(0), D.shape[1], spans[1], y.stride(0), first, BT=height, BC=block, BK=INPUTS, PARTS=parts,
+        BEHIND=behind is not None, SHIFTED=stack.a is not None,
         **{name.removesuffix("_relu").upper(): code for name, code in codes.items() if name in NAMES}, FLOAT=INTERPRETED,
         num_warps=4, num_stages=3,
     )  # fmt: skip

@@ -57,29 +57,37 @@ def wanted(owner, word):
 
 
 @triton.jit
-def shrink(
-    x, A, a, of, act, s, h, partial, counters, tokens, columns, width, span, x_token, BT: tl.constexpr, BC: tl.constexpr,
-    BK: tl.constexpr, PARTS: tl.constexpr, SHIFTED: tl.constexpr, RELU: tl.constexpr, GELU: tl.constexpr, SILU: tl.constexpr,
-    TANH: tl.constexpr, GELU_TANH: tl.constexpr, LEAKY: tl.constexpr, FLOAT: tl.constexpr,
+def shrink(  # noqa: C901
+    x, A, z, D, a, of, act, s, h, partial, counters, tokens, columns, width, span, x_token, z_width, z_span, z_token, first,
+    BT: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr, PARTS: tl.constexpr, BEHIND: tl.constexpr, SHIFTED: tl.constexpr,
+    RELU: tl.constexpr, GELU: tl.constexpr, SILU: tl.constexpr, TANH: tl.constexpr, GELU_TANH: tl.constexpr, LEAKY: tl.constexpr,
+    FLOAT: tl.constexpr,
 ):  # fmt: skip
-    """h [T, C] where a token's slot is the column's; nothing is written elsewhere. partial [PARTS, T, C], counters [tiles, blocks]."""
+    """h [T, C] where a token's slot is the column's; nothing is written elsewhere. partial [PARTS, T, C], counters [tiles, blocks].
+
+    Columns from `first` on, a multiple of BC, read z by the rows of D instead of x by those of A.
+    """
     tile, block, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     token, column = tile * BT + tl.arange(0, BT), block * BC + tl.arange(0, BC)
+    source, maps, across, reach, source_token, number = x, A, width, span, x_token, column
+    if BEHIND:  # noqa: SIM102
+        if block * BC >= first:
+            source, maps, across, reach, source_token, number = z, D, z_width, z_span, z_token, column - first
     slot = tl.load(s + token, mask=token < tokens, other=0).to(tl.int32)
     owner = tl.load(of + column, mask=column < columns, other=-1).to(tl.int32)
     used = wanted(owner, here(slot))
     if tl.max(used.to(tl.int32), 0) > 0:
-        low = part * span
+        low = part * reach
         total = tl.zeros([BT, BC], tl.float32)
-        x_row = x + token.to(tl.int64)[:, None] * x_token
-        A_row = A + column.to(tl.int64)[:, None] * width
-        for k in range(low, tl.minimum(low + span, width), BK):
+        source_row = source + token.to(tl.int64)[:, None] * source_token
+        map_row = maps + number.to(tl.int64)[:, None] * across
+        for k in range(low, tl.minimum(low + reach, across), BK):
             place = k + tl.arange(0, BK)[None, :]
-            rows = tl.load(x_row + place, mask=(token < tokens)[:, None] & (place < width), other=0.0)
-            maps = tl.load(A_row + place, mask=used[:, None] & (place < width), other=0.0)
+            left = tl.load(source_row + place, mask=(token < tokens)[:, None] & (place < across), other=0.0)
+            right = tl.load(map_row + place, mask=used[:, None] & (place < across), other=0.0)
             if FLOAT:
-                rows, maps = rows.to(tl.float32), maps.to(tl.float32)
-            total = tl.dot(rows, tl.trans(maps), total, input_precision="ieee")
+                left, right = left.to(tl.float32), right.to(tl.float32)
+            total = tl.dot(left, tl.trans(right), total, input_precision="ieee")
         hit = (slot[:, None] == owner[None, :]) & (token < tokens)[:, None]
         spot = token.to(tl.int64)[:, None] * columns + column[None, :]
         last = True
@@ -89,8 +97,8 @@ def shrink(
             last = tl.atomic_add(counter, 1, sem="acq_rel") == PARTS - 1
             if last:
                 total = tl.zeros([BT, BC], tl.float32)
-                for number in tl.static_range(PARTS):  # unrolled, so that all are on their way at once
-                    own = partial + spot + columns.to(tl.int64) * tokens * number
+                for place in tl.static_range(PARTS):  # unrolled, so that all are on their way at once
+                    own = partial + spot + columns.to(tl.int64) * tokens * place
                     total += tl.load(own, mask=hit, other=0.0, cache_modifier=".cg")
                 tl.store(counter, 0)
         if last:
