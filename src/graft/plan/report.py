@@ -64,8 +64,8 @@ def after_oom(
             f"{against}. No smaller way to train this method is known: `graft plan --model {model} --memory {card / 1e9:.0f}GB` has others"
         )
     gave = f" (with {', '.join(found.given_up)})" if found.given_up else ""
-    said = f"This is predicted to need {found.memory.peak / 1e9:.1f} GB{gave}, your other options beside it"
-    return f"{against}. {said}: {command(name, found, rows, model)}"
+    instead = f"This is predicted to need {found.memory.peak / 1e9:.1f} GB{gave}, your other options beside it"
+    return f"{against}. {instead}: {command(name, found, rows, model)}"
 
 
 def told(said: Memory) -> str:
