@@ -101,5 +101,11 @@ def test_a_generation_task(served, pair, tmp_path):
     chat = chat_of(tokenizer)
     documents = [{"text": prompt_text(row, chat, ()), "target": target} for row, target in zip(rows, targets, strict=True)]
     found = harness(served, tmp_path, adapter, "write", WRITE, documents)
-    assert [one["exact_match"] for one in found] == list(right.per_item)
-    assert 0 < sum(right.per_item) < ROWS
+    texts = [one["filtered_resps"][0] for one in found]
+    assert [plain(text) for text in texts] == [plain(text) for text in right.predictions]
+    alike = [
+        number for number, text in enumerate(texts) if text == plain(text)
+    ]  # lm-eval's exact match minds spaces at the end, ours does not
+    assert len(alike) > ROWS / 2
+    assert [found[number]["exact_match"] for number in alike] == [right.per_item[number] for number in alike]
+    assert 0 < sum(right.per_item[number] for number in alike) < len(alike)

@@ -6,6 +6,7 @@ import time
 import openai
 import pytest
 
+from graft import formats
 from graft.serve import Sampling
 from http_server import METHODS
 
@@ -172,6 +173,12 @@ def test_models_are_listed_with_method_parent_and_size(client, served, adapters_
     assert waist.bytes == next(one.bytes for one in served.engine.adapters() if one.name == "waist") > 0
     assert client.models.retrieve("waist") == waist
     assert client.models.retrieve("base").max_model_len == 512
+
+
+def test_a_method_is_told_before_an_adapter_is_read(adapters_folder):
+    told = {"cards": "lora", "doors": "dora", "eyes": "ia3", "soft": "prompt", "front": "prefix", "waist": "bottleneck"}
+    assert {name: formats.announced(adapters_folder / name) for name in METHODS} == told
+    assert formats.announced(adapters_folder) == ""
 
 
 def test_an_unknown_model_is_not_found(client):

@@ -18,6 +18,7 @@ from graft.formats.folder import write as write_folder
 from graft.formats.ground import Ground
 from graft.formats.leaves import shown
 from graft.method import Tensors
+from graft.methods import KINDS
 
 Reader = Callable[[dict[str, Any], Tensors, Ground], tuple[Part, ...]]
 READERS: dict[str, Reader] = {native.TYPE: native.read, **dict.fromkeys(peft.TYPES, peft.read)}
@@ -27,7 +28,7 @@ MAX_SAID = 1000  # characters of what is wrong with a folder, parts of which may
 
 NONE: Mapping[str, str] = {}
 
-__all__ = ["Ground", "beside", "origin", "read", "save"]
+__all__ = ["Ground", "announced", "beside", "origin", "read", "save"]
 
 
 def save(adapter: Adapter, folder: Path, ground: Ground, format: str = "graft", texts: Mapping[str, str] = NONE) -> None:
@@ -58,6 +59,21 @@ def origin(folder: Path) -> Adapter | None:
     except (AdapterError, OSError):
         return None
     return Adapter((), facts["fingerprint"], str(facts.get("base", "")), facts.get("notes", {})) if facts.get("fingerprint") else None
+
+
+def announced(folder: Path) -> str:
+    """The methods that an adapter's config names, such as "lora" or "lora + bias"; "" where it names none. No tensor is read."""
+    try:
+        config = read_config(folder)
+    except (AdapterError, OSError):
+        return ""
+    own = config.get(FACTS)
+    parts = own.get("parts") if isinstance(own, dict) else None
+    if config.get("peft_type") == native.TYPE and isinstance(parts, list):
+        return " + ".join(part["kind"] for part in parts if isinstance(part, dict) and part.get("kind") in KINDS)
+    if config.get("peft_type") == peft.KINDS["lora"].peft_type:
+        return "dora" if config.get("use_dora") else "lora"
+    return next((kind for kind, codec in peft.KINDS.items() if codec.peft_type == config.get("peft_type")), "")
 
 
 def read(folder: Path, ground: Ground) -> Adapter:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from graft import formats
 from graft.errors import ServeError
 from graft.serve.answers import Usage
 from graft.serve.engine import Engine
@@ -32,6 +33,7 @@ class Desk:
         self.gate = Gate(self.settings.limits)
         self.prompts = Prompts(self.engine)
         self.spelling = Spelling(self.engine.tokenizer)
+        self.announced: dict[Path, str] = {}
 
     def adapter(self, model: str) -> str | None:
         """The adapter that a request's `model` means; None for the base. Raises Refused where there is none."""
@@ -62,19 +64,26 @@ class Desk:
     def model(self, one: Served, adapter: str | None) -> Model:
         """What is known of one."""
         loaded = adapter is None or bool(one.methods)
+        folder = self.engine.library.folders.get(one.name)
         limits = self.engine.limits
         return Model(
             id=one.name,
             created=self.created,
             parent=None if adapter is None else self.settings.name,
-            methods=one.methods or None,
+            methods=one.methods or self.methods(folder) or None,
             virtual_tokens=one.virtual if loaded else None,
-            bytes=one.bytes if loaded else size(self.engine.library.folders.get(one.name)),
+            bytes=one.bytes if loaded else size(folder),
             loaded=loaded,
             on_device=one.slot is not None,
             chat=self.prompts.speaks(adapter),
             max_model_len=min(limits.context, limits.cached),
         )
+
+    def methods(self, folder: Path | None) -> str:
+        """The methods that a folder's config names, looked up once."""
+        if folder is not None and folder not in self.announced:
+            self.announced[folder] = formats.announced(folder)
+        return "" if folder is None else self.announced[folder]
 
     def ready(self, adapter: str | None) -> None:
         """Check the folder of an adapter that the engine is about to read. Raises ServeError."""
@@ -88,6 +97,7 @@ class Desk:
         if name == self.settings.name:
             raise ServeError(f"{name!r} is the base's name: rename the adapter's folder")
         served = self.engine.load(name, self.root.folder(name))
+        self.announced.clear()
         return self.listed(served)
 
     def unload(self, name: str, *, cancel: bool) -> None:
