@@ -106,6 +106,6 @@ def test_a_generation_task(served, pair, tmp_path):
     alike = [
         number for number, text in enumerate(texts) if text == plain(text)
     ]  # lm-eval's exact match minds spaces at the end, ours does not
-    assert len(alike) > ROWS / 2
+    assert len(alike) >= ROWS - 4  # lm-eval's exact match minds spaces at a text's end, ours does not
     assert [found[number]["exact_match"] for number in alike] == [right.per_item[number] for number in alike]
     assert 0 < sum(right.per_item[number] for number in alike) < len(alike)
