@@ -21,7 +21,7 @@ from graft.serve.fair import Fair, Start
 from graft.serve.gate import Gate, Needs, likely
 from graft.serve.guest import Scheduled
 from graft.serve.sampling import Sampling
-from graft.serve.scoring import score
+from graft.serve.scoring import padded, score
 from graft.serve.shelf import Entry, Slots
 from graft.serve.tasks import Tasks
 from graft.serve.ticket import Due, Ticket
@@ -133,7 +133,7 @@ class Floor:
         scores: list[Ticket] = []
 
         def start(ticket: Ticket, kept: Callable[[Entry], bool]) -> Start:
-            if ticket.told is not None and scores and padded([*scores, ticket]) > self.budget:
+            if ticket.told is not None and scores and padded([one.ids for one in (*scores, ticket)]) > self.budget:
                 return Start.LATER
             found = self.start(ticket, kept)
             if ticket.told is not None and found is Start.GONE:
@@ -281,6 +281,7 @@ class Floor:
         """Give back all that an unloaded adapter has."""
         self.slots.leave(entry)
         self.slots.residents.trim()
+        self.slots.changed = True  # packs may lie elsewhere now
         entry.prepared, entry.bytes = None, 0
 
     def died(self, reason: str) -> None:
@@ -295,8 +296,3 @@ class Floor:
             if ticket.entry is not None:
                 ticket.entry.waiting = ticket.entry.running = 0
         self.tasks.take(False)
-
-
-def padded(tickets: Sequence[Ticket]) -> int:
-    """How many tokens texts make, each as long as the longest."""
-    return len(tickets) * max(len(ticket.ids) for ticket in tickets)

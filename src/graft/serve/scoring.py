@@ -72,3 +72,8 @@ def scored(ids: list[int], logits: Tensor, alternatives: int) -> Scored:
         values, best = logs.topk(min(alternatives, logs.shape[-1]), -1)
         others += [tuple(zip(own, value, strict=True)) for own, value in zip(best.tolist(), values.tolist(), strict=True)]
     return Scored(tuple(ids), (None, *found), ((), *others))
+
+
+def padded(texts: Sequence[list[int]]) -> int:
+    """How many tokens texts make, each as long as the longest."""
+    return len(texts) * max(map(len, texts))
