@@ -39,7 +39,7 @@ class Again:
 def recording(monkeypatch):
     """Recordings on a CPU."""
     monkeypatch.setattr(recorded, "Graph", Again)
-    monkeypatch.setattr(loop, "recordable", lambda model: True)
+    monkeypatch.setattr(loop, "why_not", lambda model: "")
 
 
 def pair():
@@ -156,6 +156,15 @@ def test_what_cannot_be_recorded_goes_on_as_it_comes_and_says_so(refused):
 def test_strict_refuses_what_cannot_be_recorded(refused):
     with pytest.raises(TrainingError, match=r"not recorded as CUDA graphs.*cuda_graphs off"):
         run(llama(), replace(LONG, strict=True))
+
+
+def test_where_no_step_can_be_recorded_that_is_said_if_it_was_asked_for():
+    assert run(llama(), replace(SETUP, max_steps=1)).notes == []
+    if not torch.cuda.is_available():
+        result = run(llama(), replace(SETUP, max_steps=1, cuda_graphs="on"))
+        assert "the model is on cpu, and not on one GPU" in result.notes[0]
+        with pytest.raises(TrainingError, match="not on one GPU: train with cuda_graphs off"):
+            run(llama(), replace(SETUP, max_steps=1, cuda_graphs="on", strict=True))
 
 
 def test_what_is_served_after_a_played_step_is_new(recording):

@@ -25,6 +25,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from graft.errors import TrainingError
+from graft.model.families import is_causal
 from graft.model.foreign import reason
 
 Inputs = Mapping[str, Tensor]
@@ -206,7 +207,9 @@ def unmasked() -> Iterator[None]:
             setattr(masking_utils, name, value)
 
 
-def recordable(model: nn.Module) -> bool:
-    """Whether all of a model is on one GPU."""
-    places = {value.device for value in model.parameters()}
-    return len(places) == 1 and next(iter(places)).type == "cuda"
+def why_not(model: nn.Module) -> str:
+    """The reason why a model's steps cannot be recorded; empty if they can be tried."""
+    places = {str(value.device) for value in model.parameters()}
+    if len(places) > 1 or not next(iter(places)).startswith("cuda"):
+        return f"steps are not recorded as CUDA graphs: the model is on {' and '.join(sorted(places))}, and not on one GPU"
+    return "" if is_causal(model) else f"steps are not recorded as CUDA graphs: a {type(model).__name__} reads a mask"

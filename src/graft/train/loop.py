@@ -26,9 +26,8 @@ from graft.data import Example, epochs
 from graft.errors import TrainingError
 from graft.kernels.optimizers import optimizer
 from graft.model.checkpointing import checkpointed
-from graft.model.families import is_causal
 from graft.model.fused import Ran
-from graft.model.recorded import Recorder, recordable
+from graft.model.recorded import Recorded, Recorder, why_not
 from graft.model.regional import pays, regional
 from graft.model.supervised import token_losses
 from graft.train import guards
@@ -171,9 +170,13 @@ def _fused(adapted: Any, config: TrainConfig) -> Iterator[list[Ran]]:
 
 @contextmanager
 def _recorded(run: Run, changed: Callable[[], None]) -> Iterator[Recorder | None]:
-    """Steps recorded as CUDA graphs inside the block, where that is wanted and the model is on one GPU."""
-    config = run.config
-    if config.cuda_graphs == "off" or not is_causal(run.model) or not recordable(run.model):
+    """Steps recorded as CUDA graphs inside the block, where that is wanted and can be; where it cannot and was asked for, that is said."""
+    config, reason = run.config, why_not(run.model)
+    if config.cuda_graphs == "off" or reason:
+        if reason and config.cuda_graphs == "on":
+            if config.strict:
+                raise TrainingError(f"{reason}: train with cuda_graphs off, or without strict")
+            run.recorded = Recorded(0, 0, 0.0, reason)
         yield None
         return
     work, trained = partial(gradient, run.model), list(run.named.values())
