@@ -383,3 +383,18 @@ def test_the_command_wants_a_server_or_a_base(monkeypatch, capsys):
         cli.main()
     assert end.value.code == 2
     assert "no server answers at http://127.0.0.1:9" in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_adapter_may_bring_the_template_that_its_base_has_not(tmp_path, tiny_llama, plain_tokenizer, monkeypatch):
+    folder = write_place(tmp_path, tiny_llama, plain_tokenizer, ("lora", "prefix"))
+    (folder / "adapters" / "lora" / "chat_template.jinja").write_text("{% for m in messages %}[{{ m['content'] }}]{% endfor %}")
+    lines(monkeypatch, "/set max_tokens 4", "one", "/adapter lora", "two", f"/save {tmp_path / 'talk.jsonl'}")
+    console = Console(file=io.StringIO(), width=120)
+    chat_with_base(str(folder / "base"), folder / "adapters", console)
+    assert "no chat template" in console.file.getvalue()
+    loaded = load(str(folder / "base"))
+    answers = [one["content"] for one in json.loads((tmp_path / "talk.jsonl").read_text())["messages"] if one["role"] == "assistant"]
+    with Engine(loaded.model, loaded.tokenizer) as engine:
+        engine.load("lora", folder / "adapters" / "lora")
+        assert engine.submit("one", None, Sampling(max_tokens=4)).result(60).text == answers[0]
+        assert engine.submit(f"[one][{answers[0]}][two]", "lora", Sampling(max_tokens=4)).result(60).text == answers[1]

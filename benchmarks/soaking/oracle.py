@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 import graft
-from soaking.place import GUESTS, METHODS, SWAPS, WORDS, base_model, word_tokenizer
+from soaking.place import GUESTS, METHODS, SPECIAL, SWAPS, WORDS, base_model, word_tokenizer
 
 MARGIN = 2e-3
 PROMPTS = 5  # each model's
@@ -64,7 +64,7 @@ def cases_of(names, models, tokenizer, seed):
 
 
 def greedy(model, ids):
-    """NEW tokens, or fewer where the end comes; None where a step is nearly a tie."""
+    """NEW tokens, or fewer where the end comes; None where a step is nearly a tie, or chooses another special token."""
     found = list(ids)
     for _ in range(NEW):
         with torch.no_grad():
@@ -73,5 +73,7 @@ def greedy(model, ids):
             return None
         if best.indices[0] == 0:
             break
+        if best.indices[0] < len(SPECIAL):
+            return None  # it is no text, which is all that a check sees
         found.append(int(best.indices[0]))
     return found[len(ids) :]

@@ -10,6 +10,7 @@ from graft.chat.backend import Model, Piece, Prompt
 from graft.chat.screen import complain
 from graft.chat.terminal import chat
 from graft.errors import ServeError
+from graft.formats.folder import TEMPLATE
 from graft.model.load import dtype_named, load
 from graft.serve import Engine, Handle, Room, Sampling
 from graft.serve.root import Root
@@ -25,8 +26,10 @@ class Local:
 
     def models(self) -> list[Model]:
         """The base and the engine's adapters."""
-        template = bool(getattr(self.engine.tokenizer, "chat_template", None))
-        adapters = (Model(one.name, False, one.methods, one.virtual, one.bytes, template) for one in self.engine.adapters())
+        template, folders = bool(getattr(self.engine.tokenizer, "chat_template", None)), self.engine.library.folders
+        own = {name for name, folder in list(folders.items()) if (folder / TEMPLATE).is_file()}
+        found = self.engine.adapters()
+        adapters = (Model(one.name, False, one.methods, one.virtual, one.bytes, template or one.name in own) for one in found)
         return [Model(self.name, True, chat=template), *adapters]
 
     def ask(self, model: str, prompt: Prompt, sampling: dict[str, Any]) -> "LocalStream":
