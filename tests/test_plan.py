@@ -48,6 +48,10 @@ def test_what_is_not_known_is_refused_with_what_is():
         Situation(needs=frozenset({"fun"}))
     with pytest.raises(TargetError, match="there is no method 'lorra'"):
         why_not(Situation(), "lorra")
+    console = Console(file=io.StringIO())
+    with pytest.raises(TargetError, match="there is no method 'qlora'"):
+        plan_and_show("smollm2", console, why_not="qlora")
+    assert console.file.getvalue() == ""
     with pytest.raises(ModelError, match="no card 'z9'"):
         plan(SMALL, gpu="z9")
     with pytest.raises(ModelError, match="write a size such as 24GB"):

@@ -71,7 +71,7 @@ def test_a_card_is_found_by_its_words(text, name):
 
 
 def test_an_unknown_card_is_refused_with_those_that_are_known():
-    with pytest.raises(ModelError, match=r"no card 'Z9' is known: name one of .*H100 80GB.*--memory"):
+    with pytest.raises(ModelError, match=r"no card 'Z9' is known: name one of .*H100 80GB.* or cpu, or give --memory"):
         named("Z9")
     assert [card.memory for card in CARDS] == sorted(card.memory for card in CARDS)
     assert [card.name for card in CARDS if card.measured] == ["H100 80GB"]
@@ -79,7 +79,7 @@ def test_an_unknown_card_is_refused_with_those_that_are_known():
 
 def test_sizes_are_read_in_both_kinds_of_units():
     assert [bytes_of(text) for text in ("24GB", "24 GiB", "22.5g", "24000 MB")] == [24 * 10**9, 24 * 2**30, 22_500_000_000, 24 * 10**9]
-    for text in ("24 cows", "", "0GB", "-3GB"):
+    for text in ("24 cows", "", "0GB", "-3GB", "24", "8 kB"):
         with pytest.raises(ModelError, match="write a size such as 24GB"):
             bytes_of(text)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from graft.errors import ModelError
 
 GB, TERA = 10**9, 10**12
+LEAST = 10**7  # bytes that could be meant
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def named(text: str) -> Card:
     wanted = words(text)
     fitting = [one for one in CARDS if wanted and wanted <= words(one.name)] or [one for one in CARDS if words(one.name) <= wanted]
     if not fitting:
-        raise ModelError(f"no card {text!r} is known: name one of {', '.join(one.name for one in CARDS)}, or give --memory alone")
+        raise ModelError(f"no card {text!r} is known: name one of {', '.join(one.name for one in CARDS)}, or cpu, or give --memory alone")
     return next((one for one in fitting if one.measured), fitting[-1])
 
 
@@ -69,9 +70,10 @@ def words(text: str) -> set[str]:
 
 
 def bytes_of(text: str) -> int:
-    """Bytes of a size such as "24GB", "23.5 GiB" or "24000MB". ModelError for anything else."""
+    """Bytes of a size such as "24GB", "23.5 GiB" or "24000MB". ModelError for all else, and for less than LEAST: a unit is missing."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
-    if not found or not float(found[1]):
+    power = "KMGT".index(found[2].upper()) + 1 if found and found[2] else 0
+    size = round(float(found[1]) * float(1024 if found[3] else 1000) ** power) if found else 0
+    if size < LEAST:
         raise ModelError(f"memory is {text!r}: write a size such as 24GB or 22.5GiB")
-    power = "KMGT".index(found[2].upper()) + 1 if found[2] else 0
-    return round(float(found[1]) * float(1024 if found[3] else 1000) ** power)
+    return size

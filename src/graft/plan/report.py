@@ -6,9 +6,11 @@ from typing import Any
 
 from rich.console import Console
 
+from graft.files import atomic_write
 from graft.method import Method
 from graft.model import families
 from graft.model.skeleton import skeleton
+from graft.plan import advice
 from graft.plan.job import Job, job
 from graft.plan.memory import Memory, memory
 from graft.plan.page import page
@@ -26,9 +28,11 @@ def plan_and_show(
     model: str, console: Console, *, need: str = "", why_not: str = "", json: bool = False, html: Path | None = None, **known: Any
 ) -> None:
     """Plan as `plan` does (`known` are its arguments, `need` words with commas), print it, as JSON if asked; also as a page."""
+    if why_not:
+        advice.why_not(advice.Situation(), why_not)  # an unknown method is refused before anything is printed
     found = plan(model, need=[word.strip() for word in need.split(",") if word.strip()], **known)
     if html:
-        html.write_text(page(found, why_not))
+        atomic_write(html, page(found, why_not))
     if json:
         console.print_json(data=plain(found, why_not))
     else:
