@@ -87,14 +87,19 @@ def inputs_of(inputs: Any) -> list[Any]:
     return [inputs] if pairs is None else [each for pair in pairs for each in (pair.host_io, pair.device_io)]
 
 
+def widen(inputs: Any, batching: "Batching", rows: Rows) -> None:
+    """Room for the guest's outputs in one set of static tensors, and a graph's key with what is ours."""
+    kept, own_key = inputs.output_ids, inputs._get_graph_key
+    shape = 1 + batching.guest.outputs, kept.shape[1]
+    inputs.output_ids = torch.zeros(shape, dtype=kept.dtype, device=kept.device, pin_memory=kept.is_pinned())
+    inputs._get_graph_key = lambda: (*own_key(), batching.plan, rows.variant)
+
+
 def wire(processor: Any, batching: "Batching", rows: Rows) -> None:
     """Put the guest into the parts of a new processor, as attributes of these very objects: no class of transformers is changed."""
     guest, inputs = batching.guest, processor.inputs_and_outputs
     for each in inputs_of(inputs):
-        kept = each.output_ids
-        each.output_ids = torch.zeros(1 + guest.outputs, kept.shape[1], dtype=kept.dtype, device=kept.device, pin_memory=kept.is_pinned())
-        own_key = each._get_graph_key
-        each._get_graph_key = lambda own_key=own_key: (*own_key(), batching.plan, rows.variant)
+        widen(each, batching, rows)
     processor.model_runner._sample = rows.sample
     if batching.paged:
         batching.paging = Paging(processor, guest)
