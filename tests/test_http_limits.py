@@ -74,6 +74,8 @@ def head(length=None, chunked=False):
 def test_a_body_that_is_too_large_is_not_read(strict):
     refused(strict.post("/v1/completions", {"model": "base", "prompt": "x" * 20_000}), 413, "20000 bytes")
     assert raw(strict, head(10**15)) == b"413"  # said at once, before a byte of it has come
+    refused(strict.post("/v1/completions", {"model": "base", "prompt": "x" * (8 << 20)}), 413)  # and heard by who sends it all first
+    assert raw(strict, head(30_000).replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n")) == b"413"
     refused(httpx.post(f"{strict.url}/v1/completions", content=iter([b"x" * 8000] * 4), headers={"Content-Type": "application/json"}), 413)
 
 

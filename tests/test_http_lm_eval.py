@@ -103,9 +103,7 @@ def test_a_generation_task(served, pair, tmp_path):
     found = harness(served, tmp_path, adapter, "write", WRITE, documents)
     texts = [one["filtered_resps"][0] for one in found]
     assert [plain(text) for text in texts] == [plain(text) for text in right.predictions]
-    alike = [
-        number for number, text in enumerate(texts) if text == plain(text)
-    ]  # lm-eval's exact match minds spaces at the end, ours does not
+    alike = [number for number, text in enumerate(texts) if targets[number] == "lost" or text == plain(text)]
     assert len(alike) >= ROWS - 4  # lm-eval's exact match minds spaces at a text's end, ours does not
     assert [found[number]["exact_match"] for number in alike] == [right.per_item[number] for number in alike]
     assert 0 < sum(right.per_item[number] for number in alike) < len(alike)

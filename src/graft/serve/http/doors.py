@@ -22,6 +22,7 @@ from graft.serve.http.settings import Limits, Settings
 
 ADMIN = "/admin/"
 METRICS = "/metrics"
+DRAINED = 64 << 20  # bytes of a body that is refused which are read all the same
 
 
 class Names:
@@ -109,7 +110,9 @@ class Bodies:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        if int(headers.get("content-length", "0")) > self.limits.body_bytes:
+        length = headers.get("content-length", "")
+        announced = int(length[:20]) if length.isdecimal() else 0
+        if announced > DRAINED or (announced > self.limits.body_bytes and "expect" in headers):
             raise self.large()
         try:
             async with asyncio.timeout(self.limits.body_seconds):
@@ -123,18 +126,24 @@ class Bodies:
         await self.app(scope, replayed(body, receive), send)
 
     async def read(self, receive: Receive) -> bytes | None:
-        """The whole body; None where the caller has gone before it came."""
-        parts, size = [], 0
-        while True:
+        """The whole body; None where the caller has gone before it came.
+
+        One that is too large is let run dry before it is refused, up to a point: who still sends would not read why.
+        """
+        parts, size, more = [], 0, True
+        while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return None
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > self.limits.body_bytes:
+            size += len(message.get("body", b""))
+            more = message.get("more_body", False)
+            if size > DRAINED:
                 raise self.large()
-            if not message.get("more_body", False):
-                return b"".join(parts)
+            if size <= self.limits.body_bytes:
+                parts.append(message.get("body", b""))
+        if size > self.limits.body_bytes:
+            raise self.large()
+        return b"".join(parts)
 
     def large(self) -> Refused:
         """Why a body is refused."""
