@@ -97,7 +97,14 @@ def program(place):
     process.stdout.close()
 
 
-def test_the_banner_says_what_is_served(program):
+def test_a_server_from_its_banner_to_its_end(program):
+    """One test, since a program takes its time to start: what it says, that it answers, and how it ends."""
+    banner_says_what_is_served(program)
+    it_answers_with_the_key_of_the_file(program)
+    told_to_stop_it_finishes_what_runs_and_ends_well(program)
+
+
+def banner_says_what_is_served(program):
     _, port, said, _ = program
     for part in (
         "tiny",
@@ -115,7 +122,7 @@ def test_the_banner_says_what_is_served(program):
     assert ADMIN not in said
 
 
-def test_it_answers_with_the_key_of_the_file(program):
+def it_answers_with_the_key_of_the_file(program):
     _, port, _, _ = program
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"Authorization": f"Bearer {KEY}"}, timeout=60) as client:
         names = [one["id"] for one in client.get("/v1/models").json()["data"]]
@@ -126,8 +133,7 @@ def test_it_answers_with_the_key_of_the_file(program):
         assert httpx.get(f"http://127.0.0.1:{port}/v1/models").status_code == 401
 
 
-def test_told_to_stop_it_finishes_what_runs_and_ends_well(program):
-    """The last test of the program."""
+def told_to_stop_it_finishes_what_runs_and_ends_well(program):
     process, port, _, rest = program
     body = {"model": "cards", "prompt": "Where", "max_tokens": 150, "ignore_eos": True, "stream": True, "temperature": 0}
     headers = {"Authorization": f"Bearer {KEY}"}
