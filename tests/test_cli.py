@@ -321,3 +321,11 @@ def test_a_4_bit_base_is_merged_both_ways_with_both_gaps_and_quantised_again(gra
     code, printed = graft("merge", "--model", "base", "--adapter", "q", "--data", "test.jsonl", "--into", "base", "--output-dir", "no")
     assert code == 2
     assert "give --nf4 too" in " ".join(printed.split())
+
+
+def test_a_cpu_keeps_few_of_the_kernels_that_it_makes_for_each_shape(monkeypatch):
+    found = {"LRU_CACHE_CAPACITY": "7"}
+    monkeypatch.setattr(cli.os, "environ", found)
+    monkeypatch.setattr(cli, "app", lambda: None)
+    cli.main()
+    assert (found["ONEDNN_PRIMITIVE_CACHE_CAPACITY"], found["LRU_CACHE_CAPACITY"]) == ("128", "7")

@@ -1,6 +1,5 @@
 """Commands that serve."""
 
-import os
 from typing import Annotated
 
 import typer
@@ -36,8 +35,6 @@ def serve(
     dtype: Dtype = "auto",
 ) -> None:
     """Serve a base and its adapters together, by OpenAI's API, with a playground page."""
-    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(cache, "256")  # a CPU keeps 0.5 MB for each shape in bfloat16, 1,024 twice, and batches have every length
     from graft.serve.extra import require
 
     require()

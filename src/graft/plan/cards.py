@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from graft.errors import ModelError
 
 GB, TERA = 10**9, 10**12
-LEAST = 10**7  # bytes that could be meant
+LEAST = 10**6  # bytes that could be meant
 
 
 @dataclass(frozen=True)
