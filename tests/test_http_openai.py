@@ -1,6 +1,7 @@
 """The server as OpenAI's own client sees it: every endpoint, and streams, give what the engine gives."""
 
 import concurrent.futures
+import threading
 import time
 
 import openai
@@ -214,6 +215,24 @@ def test_many_at_once_are_answered_as_one_alone(client, served):
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         found = list(pool.map(ask, asked))
     assert found == [right[one] for one in asked]
+
+
+def test_adapters_that_take_long_to_read_keep_no_other_waiting(client, served, monkeypatch):
+    release, ready = threading.Event(), served.desk.ready
+
+    def slow(adapter):
+        if adapter == "cards":
+            release.wait(20)
+        ready(adapter)
+
+    monkeypatch.setattr(served.desk, "ready", slow)
+    with concurrent.futures.ThreadPoolExecutor(40) as pool:
+        waiting = [pool.submit(client.completions.create, model="cards", prompt=TEXT, max_tokens=1) for _ in range(40)]
+        while served.desk.gate.requests < 40:
+            time.sleep(0.01)
+        assert client.completions.create(model="base", prompt=TEXT, max_tokens=1, timeout=10).usage.completion_tokens == 1
+        release.set()
+        assert all(one.result(30).usage.completion_tokens == 1 for one in waiting)
 
 
 @pytest.mark.parametrize("stream", [True, False])

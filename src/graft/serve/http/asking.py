@@ -13,6 +13,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,9 +47,17 @@ class Asking:
     """
 
     def __init__(
-        self, engine: Engine, limits: Limits, adapter: str | None, leave: Callable[[], None], facts: dict[str, Any], hidden: str = ""
+        self,
+        engine: Engine,
+        limits: Limits,
+        adapter: str | None,
+        leave: Callable[[], None],
+        pool: Executor,
+        facts: dict[str, Any],
+        hidden: str = "",
     ) -> None:
-        self.engine, self.limits, self.adapter, self.leave, self.facts, self.hidden = engine, limits, adapter, leave, facts, hidden
+        self.engine, self.limits, self.adapter, self.leave = engine, limits, adapter, leave
+        self.pool, self.facts, self.hidden = pool, facts, hidden
         self.feed = Feed()
         self.handles: list[Handle] = []
         self.lock = threading.Lock()
@@ -76,7 +85,7 @@ class Asking:
     async def thread(self, work: Callable[[], Any]) -> Any:
         """What `work` returns, done in a thread. Raises Refused where the engine refuses, or the time is over."""
         try:
-            return await self.within(asyncio.to_thread(work))
+            return await self.within(asyncio.get_running_loop().run_in_executor(self.pool, work))
         except ServeError as error:
             raise from_engine(error, self.hidden) from error
 

@@ -1,6 +1,7 @@
 """Desk: what all endpoints share: the engine, the folder of adapters, the settings, and what is under way."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ class Desk:
 
     def __post_init__(self) -> None:
         self.gate = Gate(self.settings.limits)
+        self.pool = ThreadPoolExecutor(
+            self.settings.limits.requests, "graft-http"
+        )  # a thread for each that may have to wait for its adapter
         self.prompts = Prompts(self.engine)
         self.spelling = Spelling(self.engine.tokenizer)
         self.announced: dict[Path, str] = {}
@@ -50,7 +54,7 @@ class Desk:
         adapter = self.adapter(model)
         facts["model"] = model
         hidden = "" if self.root is None else str(self.root.path)
-        return Asking(self.engine, self.settings.limits, adapter, self.gate.enter(answers), facts, hidden)
+        return Asking(self.engine, self.settings.limits, adapter, self.gate.enter(answers), self.pool, facts, hidden)
 
     def base(self) -> Model:
         """The base, as it is listed."""
