@@ -4,7 +4,7 @@
 
 Points that the model was made with (`known`: those of the table of docs/performance.md, and `planner-fit`) stand apart from those that
 judge it (the plans `planner` and `planner-again`). Results are read from results/train_step-*/*.jsonl of the kind of card whose folder
-sorts last, and from results/plan-*/*.jsonl. A step that the host launches kernel by kernel (the limit, and lines without `held_bytes`)
+sorts last, and from results/plan-*/*.jsonl. A step that the host launches kernel by kernel (a line whose `recorded` is not true)
 takes as long as the host needs where that is longer than the card's work: such points judge the memory, and their time stands apart.
 """
 
@@ -19,7 +19,7 @@ from graft.plan.cards import named
 from graft.plan.memory import memory
 from graft.plan.pace import pace
 from steps.plans import PLANS
-from steps.points import LIMIT, Point
+from steps.points import Point
 from steps.pool import Fields, lines_of
 from steps.predicted import job_of, ours
 from steps.results import GIB, measured
@@ -66,7 +66,7 @@ def compared(lines: Sequence[Fields]) -> tuple[list[Judged], list[Judged], list[
     found = []
     for point, one in measured(lines).items():
         if ours(point) and not one.failed and one.peak:
-            job = job_of(point, recorded=point.row != LIMIT and all("held_bytes" in line for line in one.lines))
+            job = job_of(point, recorded=all(line.get("recorded") for line in one.lines))
             said = pace(job, named(device))
             found.append(Judged(point, one.peak, memory(job).peak, one.ms, 1000 * said.batch, said.batch == said.host))
     judges = {*PLANS["planner"](), *PLANS["planner-again"]()}
