@@ -156,6 +156,8 @@ def test_texts_are_scored(client, served, adapter, new, stream):
         assert "".join(tokens)[: len(text)] == text
         offsets = [value for part in parts for value in part.logprobs.text_offset]
         assert [offsets[k] + len(tokens[k]) for k in range(len(ids[prompt]) - 1)] == offsets[1 : len(ids[prompt])]
+        assert offsets == sorted(offsets)
+        assert all(offset >= len(text) for offset in offsets[len(ids[prompt]) :])
 
 
 def test_an_echo_without_log_probabilities(client, served):
