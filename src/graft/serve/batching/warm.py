@@ -4,6 +4,7 @@ A graph belongs to a size that batches are padded to, to its plan (graft.serve.b
 guest's variant. With two sets of static tensors (batches that overlap) each has its own.
 """
 
+import functools
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple
 
@@ -93,11 +94,14 @@ def wait(inputs: Any) -> None:
         torch.cuda.synchronize()
 
 
-def sizes(most_requests: int, most_tokens: int) -> Iterator[tuple[int, bool]]:
+@functools.cache
+def sizes(most_requests: int, most_tokens: int) -> tuple[tuple[int, bool], ...]:
     """The sizes of batches and whether they are of single tokens, the largest first, so that the graphs' memory is that of the largest."""
+    found: list[tuple[int, bool]] = []
     for most, single in ((most_tokens, False), (most_requests, True)):
-        found = sorted({padded(count, most) for count in range(1, most + 1)}, reverse=True)
-        yield from ((size, single) for size in found if single or size > 1)
+        own = sorted({padded(count, most) for count in range(1, most + 1)}, reverse=True)
+        found += [(size, single) for size in own if single or size > 1]
+    return tuple(found)
 
 
 def page_of(cache: Any) -> int:
