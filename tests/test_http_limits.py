@@ -229,6 +229,14 @@ def test_a_fault_of_ours_is_an_error_and_no_end(strict, stream, monkeypatch):
     assert line["id"] in problem["message"]
 
 
+def test_a_refusal_of_the_engines_is_one_wherever_it_is_raised(strict, monkeypatch):
+    def refusing(_):
+        raise ServeError("of the test")
+
+    monkeypatch.setattr(strict.desk, "adapter", refusing)
+    refused(strict.post("/v1/completions", {"model": "base", "prompt": "x"}), 400, "of the test")
+
+
 def test_a_dead_engine_is_said(tiny_llama, tiny_tokenizer):
     with engine_for(tiny_llama, tiny_tokenizer) as engine, running(engine) as server:
         assert server.get("/ready").status_code == 200

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
 
+from graft.errors import ServeError
 from graft.serve.engine import Engine
 from graft.serve.http import admin, chat, completions, health, metrics, models, page
 from graft.serve.http.desk import Desk
@@ -18,7 +19,7 @@ from graft.serve.http.document import documented
 from graft.serve.http.doors import Bodies, Keys, Names
 from graft.serve.http.frame import Frame
 from graft.serve.http.metrics import Meter
-from graft.serve.http.refusals import Refused, from_validation
+from graft.serve.http.refusals import Refused, from_engine, from_validation
 from graft.serve.http.settings import Settings
 from graft.serve.root import Root
 
@@ -39,7 +40,7 @@ def built(desk: Desk) -> FastAPI:
     for router in [*parts, admin.routes(desk)] if desk.settings.admin_key else parts:
         app.include_router(router)
     app.routes.extend(page.routes())
-    for kind, handler in ((Refused, refused), (RequestValidationError, invalid), (HTTPException, unknown)):
+    for kind, handler in ((Refused, refused), (ServeError, cannot), (RequestValidationError, invalid), (HTTPException, unknown)):
         app.add_exception_handler(kind, handler)
     document: list[dict[str, Any]] = []
 
@@ -65,6 +66,12 @@ async def refused(request: Request, error: Exception) -> Response:
     """A refusal."""
     assert isinstance(error, Refused)
     return error.reply()
+
+
+async def cannot(request: Request, error: Exception) -> Response:
+    """A refusal of the engine's that no endpoint has turned into one of ours."""
+    assert isinstance(error, ServeError)
+    return from_engine(error).reply()
 
 
 async def invalid(request: Request, error: Exception) -> Response:
