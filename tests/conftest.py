@@ -1,6 +1,7 @@
 """What the tests share: a tokenizer and a model made here in a moment, so that no test needs the network."""
 
 import logging
+import signal
 
 import pytest
 import torch
@@ -26,6 +27,14 @@ CORPUS = [
 
 def pytest_addoption(parser):
     parser.addoption("--fused", choices=("stacked", "pitched"), help="run every adapted model fused, in this layout")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible():
+    """Ctrl-C is heard here and in programs that tests start, also where the tests themselves were started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True, scope="session")
