@@ -37,7 +37,7 @@ from soaking.watch import Watch
 
 BURST, BURST_EVERY = 40, 60.0
 MOST_OPEN = 200  # requests of ours at a time
-HOST_MEMORY = "400kB"
+HOST_MEMORY = "1MB"
 
 
 def start(place, log, dtype):

@@ -6,6 +6,8 @@ import types
 
 import pytest
 
+import soak
+from graft.plan.cards import bytes_of
 from playground_stub import Stub
 from soaking.client import Client, Reply
 from soaking.ledger import Ledger
@@ -77,8 +79,10 @@ def test_an_answer_of_either_version_is_right_while_they_change_places_only():
     traffic = Traffic(types.SimpleNamespace(), {"swap": versions}, None, Ledger(), random.Random(0))
     seen = []
 
-    async def checked(kind, case, *, stream, rights):
-        seen.append(sorted(rights()))
+    reread = Reply(400, b'{"error": {"message": "what lies in the folder is not what was loaded"}}')
+
+    async def checked(kind, case, *, stream, rights, allowed):
+        seen.append((sorted(rights()), allowed(reread), allowed(Reply(400, b'{"error": {"message": "another"}}'))))
 
     traffic.checked = checked
     traffic.rng.randrange = lambda count: 0
@@ -87,7 +91,7 @@ def test_an_answer_of_either_version_is_right_while_they_change_places_only():
     asyncio.run(traffic.swapped("swapped"))
     traffic.turns[-1][2] = 0.0  # and ended
     asyncio.run(traffic.swapped("swapped"))
-    assert seen == [["a"], ["a", "b"], ["b"]]
+    assert seen == [(["a"], (), ()), (["a", "b"], (400,), ()), (["b"], (), ())]
 
 
 def test_the_client_reads_streams_and_leaves_them():
@@ -103,3 +107,7 @@ def test_the_client_reads_streams_and_leaves_them():
     with Stub({"tiny": ["t1 "] * 5000}, pause=0.001) as stub:
         reply = asyncio.run(ask(stub, leave_after=3))
         assert 3 <= len(reply.events) < 5000
+
+
+def test_the_server_takes_what_the_soak_starts_it_with():
+    assert bytes_of(soak.HOST_MEMORY) > 0

@@ -10,7 +10,7 @@ from soaking.place import BROKEN
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 REFUSED = (400,)
 TRICKS = (
-    "../../etc/passwd", "/etc/passwd", "lora-2/../lora-8", "..%2f..%2fetc", "swap\x00", "~root", "C:\\windows", ".", "..", "", " ",
+    "../../etc/passwd", "/etc/passwd", "lora-2/../lora-32", "..%2f..%2fetc", "swap\x00", "~root", "C:\\windows", ".", "..", "", " ",
     "lora-2 ",
     "LORA-2", "a" * 5000, "ｌora-2", "lora-2\n", "broken-link/../lora-2",
 )  # fmt: skip

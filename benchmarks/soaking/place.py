@@ -22,7 +22,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
 )
 METHODS = {
-    "lora-2": [LoRA(r=2)], "lora-8": [LoRA(r=8, alpha=16.0)], "lora-16": [LoRA(r=16)], "dora": [DoRA(r=4)], "ia3": [IA3()],
+    "lora-2": [LoRA(r=2)], "lora-32": [LoRA(r=32, alpha=64.0)], "lora-64": [LoRA(r=64)], "dora": [DoRA(r=16)], "ia3": [IA3()],
     "bottleneck": [Bottleneck(size=8)], "parallel": [Bottleneck(size=6, act="silu", placement="parallel", scale=4.0)],
     "bias": [BiasOnly(add=True)], "prefix-4": [Prefix(n=4)], "prefix-21": [Prefix(n=21)], "prompt": [Prompt(n=5, init_embeds="random")],
     "lora-bias": [LoRA(r=3), BiasOnly(add=True)], "prefix-lora": [Prefix(n=3), LoRA(r=2)],
