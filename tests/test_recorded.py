@@ -40,6 +40,7 @@ def recording(monkeypatch):
     """Recordings on a CPU."""
     monkeypatch.setattr(recorded, "Graph", Again)
     monkeypatch.setattr(loop, "why_not", lambda model: "")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (80 << 30, 80 << 30))
 
 
 def pair():
@@ -123,7 +124,6 @@ def test_no_more_than_so_many_recordings(recording, monkeypatch):
 def test_auto_records_only_where_there_is_room(recording, monkeypatch):
     recorder, _ = pair()
     recorder.how = "auto"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 12 << 30)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 2 << 30)

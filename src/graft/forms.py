@@ -20,18 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from graft.errors import AdapterError
+from graft.kernels.activations import ACTIVATIONS as ACTIVATIONS
 from graft.kernels.affine.reference import scaled as scaled
 from graft.site import Rows
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "identity": lambda h: h,
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "silu": F.silu,
-    "tanh": torch.tanh,
-    "gelu_tanh": lambda h: F.gelu(h, approximate="tanh"),
-    "leaky_relu": F.leaky_relu,
-}
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from graft.kernels import slots
 CODES = tuple(ACTIVATIONS)
 ROWS = {"c": 1.0, "i": 1.0, "b": 0.0}
 """Fields with a row a slot, and what the bare base has there."""
-GROUP = 8  # columns that belong to one slot, so that a kernel reads whole pieces of memory
 
 
 class Pack(nn.Module):
@@ -183,8 +182,8 @@ class Pack(nn.Module):
 
 
 def grouped(columns: int) -> int:
-    """So many columns, in whole groups."""
-    return -(-columns // GROUP) * GROUP
+    """So many columns, in the groups that kernels read."""
+    return -(-columns // slots.GROUP) * slots.GROUP
 
 
 def is_fast(source: Tensor, y: Tensor) -> bool:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 LINEAR = ("query", "key", "value", "qkv", "attention_out", "gate", "up", "gate_up", "down")
 WHOLES = ("qkv", "gate_up")
 SUBLAYERS = ("attention", "mlp", "residual", "block")
+TOGETHER = (("query", "key", "value"), ("gate", "up"))
+"""Roles whose modules read one tensor."""
 ROLES = (*LINEAR, *SUBLAYERS, "embedding", "entry", "position", "norm", "head", "cache", "other")
 
 

@@ -15,10 +15,8 @@ from graft.kernels import slots as kernels
 from graft.model.slots import OWN, Slot, keyed
 from graft.model.wiring import Wiring
 from graft.pack import ROWS, Pack, flat, is_fast, rows
-from graft.site import Site
+from graft.site import TOGETHER, Site
 
-TOGETHER = (("query", "key", "value"), ("gate", "up"))
-"""Roles whose modules read one tensor."""
 COLUMNS = ("A", "a", "of", "act")
 
 

@@ -22,10 +22,7 @@ from graft.kernels.affine import Branch, Pitched, laid_out, resolved
 from graft.model.replay import Replay
 from graft.model.slots import OWN, Slot, ordered
 from graft.model.wiring import Wiring
-from graft.site import LINEAR
-
-TOGETHER = (("query", "key", "value"), ("gate", "up"))
-"""Roles whose modules read one tensor."""
+from graft.site import LINEAR, TOGETHER
 
 
 @dataclass(frozen=True)

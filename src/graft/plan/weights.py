@@ -12,10 +12,9 @@ from collections.abc import Sequence
 
 from graft.forms import Affine, Form
 from graft.kernels.affine.pitched import margin
-from graft.model.fused import TOGETHER
 from graft.plan.facts import Facts
 from graft.plan.setup import Setup
-from graft.site import LINEAR, Site
+from graft.site import LINEAR, TOGETHER, Site
 
 BLOCK, NESTED = 64, 256  # values a scale, scales a scale of theirs
 TABLES = 4 * (16 + 256)

@@ -7,9 +7,9 @@ import importlib.util
 
 from torch import Tensor
 
-from graft.kernels.slots.stack import Stack
+from graft.kernels.slots.stack import GROUP, Stack
 
-__all__ = ["Stack", "run", "takes"]
+__all__ = ["GROUP", "Stack", "run", "takes"]
 TRITON = importlib.util.find_spec("triton") is not None
 if TRITON:
     from graft.kernels.slots import launch

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from graft.kernels.slots import tiles
-from graft.kernels.slots.stack import Stack
+from graft.kernels.slots.stack import GROUP, Stack
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HALVES = (torch.float16, torch.bfloat16)
@@ -19,7 +19,6 @@ PROCESSORS = 132  # of an H100; any number is right
 AT_ONCE = 3  # modules that one launch takes
 NAMES = ("relu", "gelu", "silu", "tanh", "gelu_tanh", "leaky_relu")
 LONGEST = 64  # tokens of a tile
-GROUP = 8  # columns that have one owner
 INPUTS = 128  # of a step of `shrink`
 BLOCK = {True: 16, False: 32}
 """Columns of a program of `shrink`, with one tile of tokens and with more."""

@@ -1,21 +1,12 @@
 """The affine forms of many adapters in plain torch: the truth that the kernels are held to."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from graft.kernels.activations import ACTIVATIONS
 from graft.kernels.slots.stack import Stack
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "silu": F.silu,
-    "tanh": torch.tanh,
-    "gelu_tanh": lambda h: F.gelu(h, approximate="tanh"),
-    "leaky_relu": F.leaky_relu,
-}
 
 
 def run(stack: Stack, s: Tensor, x: Tensor | None, ys: Sequence[Tensor]) -> list[Tensor]:
