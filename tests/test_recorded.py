@@ -132,6 +132,31 @@ def test_auto_records_only_where_there_is_room(recording, monkeypatch):
         assert recorder.room() is fits
 
 
+def test_before_larger_inputs_without_room_auto_gives_recordings_back_and_makes_them_again(recording, monkeypatch):
+    recorder, w = pair()
+    small, large = {"x": torch.ones(1)}, {"x": torch.ones(3)}
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 12 << 30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 2 << 30)
+    for how, free, kept in (("on", 30, 1), ("auto", 31, 1), ("auto", 30, 0)):
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 2 << 30)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free << 30, 80 << 30))
+        recorder.how = how
+        recorder.largest = 0
+        recorder.forget()
+        for _ in range(FIRST):
+            recorder(small)
+        assert recorder.report.recordings == 1
+        recorder(large)
+        assert recorder.report.recordings == kept
+    recorder(small)
+    assert recorder.report.recordings == 1
+    recorder(large)
+    assert recorder.report.recordings == 2
+    before = w.grad.clone()
+    recorder(large)
+    assert (w.grad - before).tolist() == [1.0] * 3
+
+
 @pytest.fixture
 def refused(recording, monkeypatch):
     """Nothing can be recorded."""

@@ -9,8 +9,9 @@ work is recorded, without being done. All of it runs on a stream of its own: aut
 that was first done, as long as anything holds that graph, and a recording may not touch another stream.
 
 Recordings share their memory; together they hold about what one step needs, beside what steps as they come need. So "auto" records only
-where the card has room for both, and everything goes on unrecorded where something cannot be recorded: work that reads a number back, as a
-mixture of experts may.
+where the card has room for both, as far as is known; before inputs that are larger than any so far and may not find room it gives the
+recordings back, and makes them again once both are known to fit. All goes on unrecorded where something cannot be recorded: work that
+reads a number back, as a mixture of experts may.
 """
 
 import time
@@ -74,9 +75,11 @@ class Recorder:
         self.work, self.trained, self.how, self.strict, self.after = work, list(trained), how, strict, after
         self.seen: Counter[object] = Counter()
         self.recordings: dict[object, Recording] = {}
+        self.tried: set[object] = set()  # shapes that were recorded, or had no room
         self.gradients: list[Tensor | None] = []
         self.pool: Any = None
         self.stream = torch.cuda.Stream() if self.trained and self.trained[0].is_cuda else None  # type: ignore[no-untyped-call]
+        self.largest = 0  # numbers of all inputs together
         self.held, self.times, self.seconds, self.failed = 0, 0, 0.0, ""
 
     @property
@@ -94,18 +97,29 @@ class Recorder:
             out = self.recordings[key].play(inputs)
             self.after()
             return out
+        size = sum(value.numel() for value in inputs.values())
+        if size > self.largest and self.recordings and self.how != "on" and self.crowded(size / self.largest):
+            self.give_back()
+        self.largest = max(self.largest, size)
         with beside(self.stream):
             out = self.work(inputs)
         self.seen[key] += 1
-        if self.seen[key] == FIRST and len(self.recordings) < MOST and not self.failed and self.room():
-            self.record(key, inputs)
+        if self.seen[key] >= FIRST and key not in self.tried and len(self.recordings) < MOST and not self.failed:
+            self.tried.add(key)
+            if self.room():
+                self.record(key, inputs)
         return out
 
     def forget(self) -> None:
-        """Give the recordings' memory back: what they read or write is elsewhere now."""
-        self.recordings.clear()
-        self.gradients, self.pool, self.held = [], None, 0
+        """Begin anew: what recordings read or write is elsewhere now."""
+        self.give_back()
         self.seen.clear()
+
+    def give_back(self) -> None:
+        """Give the recordings' memory back."""
+        self.recordings.clear()
+        self.tried.clear()
+        self.gradients, self.pool, self.held = [], None, 0
 
     def clear(self) -> None:
         """Set the gradients to zero where they are while recordings add to them; else forget them."""
@@ -121,8 +135,12 @@ class Recorder:
         if self.how == "on":
             return True
         torch.cuda.empty_cache()
-        needed = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
-        return torch.cuda.mem_get_info()[0] + self.held >= 2 * needed + SPARE
+        return torch.cuda.mem_get_info()[0] + self.held >= 2 * needed() + SPARE
+
+    def crowded(self, times: float) -> bool:
+        """Whether work on inputs so many times as large as the largest so far may find no room beside the recordings."""
+        cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated() - self.held
+        return torch.cuda.mem_get_info()[0] + cached < times * needed() + SPARE
 
     def record(self, key: object, inputs: Inputs) -> None:
         """Record the work for inputs of these shapes; where that cannot be, say why and record nothing more."""
@@ -170,6 +188,11 @@ class Graph:
             self.inputs[name].copy_(value, non_blocking=True)
         self.graph.replay()
         return self.output.clone()
+
+
+def needed() -> int:
+    """Bytes that the work needed at most so far, beside what stays."""
+    return torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
 
 
 @contextmanager
