@@ -28,6 +28,7 @@ from steps.plans import PLANS, planned
 from steps.points import Point
 from steps.pool import Fields, Pool, left, lines_of
 from steps.rows import SHAPES
+from steps.turns import Turns
 
 PACKAGES = ("torch", "transformers", "peft", "triton", "bitsandbytes")
 
@@ -62,7 +63,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=15, help="of the plan cpu")
     parser.add_argument("--profile", action="store_true", help="also say where the time goes, kernel by kernel")
     parser.add_argument("--cold", action="store_true", help="give each process an empty compile cache, to time a true cold start")
+    parser.add_argument("--beside", type=int, default=1, help="processes that share a card; one of them is timed at a time")
     parser.add_argument("--points", help=argparse.SUPPRESS)
+    parser.add_argument("--turns", nargs="+", default=[], help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -73,7 +76,8 @@ def answer(options: argparse.Namespace) -> None:
         if points[0].threads:
             results = [cpu.measure(point, options.rounds, options.profile) for point in points]
         else:
-            results = [measure.measure(point, options.profile) for point in points]
+            turns, alone = Turns(Path(options.turns[0]) if options.turns else None), "alone" in options.turns
+            results = [measure.measure(point, options.profile, turns, alone) for point in points]
     except Exception as error:  # whatever it is, it is the result: out of memory, what PEFT or a compiler refuses
         said = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         results = [{"failed": said, "trace": traceback.format_exc().splitlines()[-40:]} for _ in points]
@@ -126,7 +130,7 @@ def main() -> None:
 
     own = ["--rounds", str(options.rounds), *(["--profile"] if options.profile else [])]
     versions = {"versions": {name: version(name) for name in PACKAGES}}
-    pool = Pool(cards(), facts | versions, hear, own, options.budget, options.timeout, options.cold)
+    pool = Pool(cards(), facts | versions, hear, own, options.budget, options.timeout, options.cold, options.beside)
     for point in points:
         for line in pool.ask([point], "", options.timeout) if point.threads else []:
             hear(line)

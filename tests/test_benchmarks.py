@@ -18,6 +18,7 @@ from steps.pool import Pool, Queue, left, lines_of
 from steps.results import measured
 from steps.rows import SHAPES, prepared
 from steps.tables import TABLES, reached
+from steps.turns import Turns, is_large
 
 
 def test_what_a_row_does_not_depend_on_is_no_part_of_its_name():
@@ -69,7 +70,7 @@ def test_cards_keep_to_the_settings_that_they_have_begun():
 def test_the_pool_hears_of_every_point_and_stops_at_the_budget(monkeypatch):
     points, heard, lock = planned(["dropout"]), [], threading.Lock()
 
-    def ask(self, points, card, timeout):
+    def ask(self, points, card, timeout, turns):
         return [{"point": json.loads(point.key), "card": card, "process_s": 1.0} for point in points]
 
     def hear(line):
@@ -83,6 +84,51 @@ def test_the_pool_hears_of_every_point_and_stops_at_the_budget(monkeypatch):
     heard.clear()
     assert Pool(["0"], {}, hear, budget=20).run(points) == points
     assert not heard
+
+
+def test_what_failed_beside_another_is_measured_alone_and_so_is_what_is_large(monkeypatch):
+    points, heard, asked = planned(["table"]), [], []
+    crowded = next(point for point in points if point.row == "lora")
+
+    def ask(self, points, card, timeout, turns):
+        asked.append((points[0], "alone" in turns))
+        bad = points == [crowded] and "alone" not in turns
+        return [{"point": json.loads(points[0].key), "card": card, "process_s": 1.0} | ({"failed": "out of memory"} if bad else {})]
+
+    monkeypatch.setattr(Pool, "ask", ask)
+    assert not Pool(["0", "1"], {}, heard.append, beside=2).run(points)
+    assert {Point(**line["point"]) for line in heard} == set(points)
+    assert not any("failed" in line for line in heard)
+    assert {point for point, alone in asked if alone} == {crowded, *filter(is_large, points)}
+    assert [alone for point, alone in asked if point == crowded] == [False, True]
+    order = [alone for _, alone in asked]
+    assert order == sorted(order)  # never beside another while a large one is measured
+
+
+def test_one_process_is_timed_while_no_other_prepares(tmp_path):
+    first, second, third = (Turns(tmp_path / "card") for _ in range(3))
+    first.prepare()
+    second.prepare()
+    taken = threading.Thread(target=first.take)
+    taken.start()
+    taken.join(0.1)
+    assert taken.is_alive(), "another still prepares"
+    other = threading.Thread(target=second.take)  # gives its part up, so that the two do not wait for each other
+    other.start()
+    taken.join(5)
+    other.join(0.1)
+    assert sum(thread.is_alive() for thread in (taken, other)) == 1
+    holder, waiting = (first, other) if other.is_alive() else (second, taken)
+    late = threading.Thread(target=third.prepare)
+    late.start()
+    late.join(0.1)
+    assert late.is_alive(), "one is timed"
+    holder.file.close()  # as when its process ends
+    waiting.join(5)
+    (second if holder is first else first).file.close()
+    late.join(5)
+    assert not late.is_alive()
+    third.file.close()
 
 
 def test_what_a_file_has_is_not_measured_again(tmp_path):

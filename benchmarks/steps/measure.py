@@ -21,8 +21,9 @@ from graft.model.supervised import IGNORED
 from graft.train.gradient import gradient, inputs_of
 from steps.points import Point
 from steps.rows import SHAPES, Row, bits, prepared
+from steps.turns import Turns
 
-WARM = 6  # steps: compiling, then about as long as the clock takes to settle
+FIRST, SETTLED = 3, 4  # steps: compiling and recording, then, with the card to itself, about as long as its clock takes to settle
 LEAST, MOST, SECONDS = 8, 60, 4.0  # timed steps: at least so many, then until so much time was measured
 PAUSE_MS = 50  # between two readings of the clock
 
@@ -111,14 +112,17 @@ def one(run: Recorder | None, row: Row, point: Point, where: torch.device, gener
     return clock
 
 
-def measure(point: Point, profiles: bool) -> dict[str, Any]:
-    """What a line of results says of a point."""
+def measure(point: Point, profiles: bool, turns: Turns, alone: bool) -> dict[str, Any]:
+    """What a line of results says of a point, which is prepared beside others or `alone`, and timed alone."""
+    turns.take() if alone else turns.prepare()
     started, where = time.perf_counter(), device()
     row = prepared(point, where)
     setup = time.perf_counter() - started
     generator = torch.Generator(where).manual_seed(1)
     run = Recorder(partial(step, row, point), row.trained, strict=True) if row.recorded and where.type == "cuda" else None
-    warm = [one(run, row, point, where, generator) for _ in range(WARM)]
+    warm = [one(run, row, point, where, generator) for _ in range(FIRST)]
+    turns.take()
+    warm += [one(run, row, point, where, generator) for _ in range(SETTLED)]
     clocks: list[Clock] = []
     with Power(where) as power:
         while len(clocks) < LEAST or (sum(clock.ms for clock in clocks) < 1000 * SECONDS and len(clocks) < MOST):

@@ -1,4 +1,4 @@
-"""Points, spread over the cards of a machine: one process a point, one point a card at a time, each result written at once.
+"""Points, spread over the cards of a machine: one process a point, one point of a card timed at a time, each result written at once.
 
 Two cards of one kind differ by a percent or two, so a point is divided by the limit of its own card: before its first point of a setting
 a card measures that setting's limit, and cards keep to the settings they have begun as long as there are points of them.
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from steps.points import Point
+from steps.turns import is_large
 
 Fields = dict[str, Any]
 
@@ -47,6 +48,8 @@ class Pool:
     """`cards` are values of CUDA_VISIBLE_DEVICES, or "" for what there is; `facts` stand in every line; `hear` gets each line.
 
     No point is started that would end later than `budget` seconds from now, going by the longest so far. `timeout` seconds end a point.
+    A card has `beside` processes, which take turns (steps.turns); points that two could not do at a time come last, each alone from the
+    start, and with them those that failed beside another.
     """
 
     cards: Sequence[str]
@@ -56,35 +59,50 @@ class Pool:
     budget: float = float("inf")
     timeout: float = 600.0
     cold: bool = False
+    beside: int = 1
 
     def run(self, points: Sequence[Point]) -> list[Point]:
         """Measure all; what the budget left out."""
-        queue, lock, longest, started = Queue(list(points)), threading.Lock(), 30.0, time.monotonic()
+        self.lock, self.longest, self.started = threading.Lock(), 30.0, time.monotonic()
+        if self.beside == 1:
+            return self.spread(Queue(list(points)), alone=True)[0]
+        small = Queue([point for point in points if not is_large(point)])
+        left, failed = self.spread(small, alone=False)
+        return left + self.spread(Queue([*failed, *filter(is_large, points)], small.begun), alone=True)[0]
 
-        def work(card: str) -> None:
-            nonlocal longest
-            while True:
-                with lock:
-                    left = self.budget - (time.monotonic() - started)
-                    point = queue.take(card) if left > longest else None
-                if point is None:
-                    return
-                lines = self.ask([point], card, min(self.timeout, left))
-                with lock:
-                    longest = max(longest, 1.1 * max(line["process_s"] for line in lines))
+    def spread(self, queue: Queue, alone: bool) -> tuple[list[Point], list[Point]]:
+        """Measure what waits: what is left, and what failed beside another, which no line says yet."""
+        failed: list[Point] = []
+
+        def work(card: str, locks: Path) -> None:
+            while (point := self.next(queue, card)) is not None:
+                lines = self.ask([point], card, min(self.timeout, self.rest()), [str(locks / f"card{card}"), *(["alone"] if alone else [])])
+                with self.lock:
+                    self.longest = max(self.longest, 1.1 * max(line["process_s"] for line in lines))
                     for line in lines:
-                        self.hear(line)
+                        failed.append(point) if "failed" in line and not alone else self.hear(line)
 
-        threads = [threading.Thread(target=work, args=(card,)) for card in self.cards]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return queue.waiting
+        with tempfile.TemporaryDirectory() as folder:
+            threads = [threading.Thread(target=work, args=(card, Path(folder))) for card in self.cards for _ in range(self.beside)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        return queue.waiting, failed
 
-    def ask(self, points: Sequence[Point], card: str, timeout: float) -> list[Fields]:
+    def rest(self) -> float:
+        """Seconds of the budget that are left."""
+        return self.budget - (time.monotonic() - self.started)
+
+    def next(self, queue: Queue, card: str) -> Point | None:
+        """A point that a card can measure in the time that is left."""
+        with self.lock:
+            return queue.take(card) if self.rest() > self.longest else None
+
+    def ask(self, points: Sequence[Point], card: str, timeout: float, turns: Sequence[str] = ()) -> list[Fields]:
         """The lines of points that one process measures."""
         command = [sys.executable, sys.argv[0], *self.options, "--points", json.dumps([json.loads(point.key) for point in points])]
+        command += ["--turns", *turns] if turns else []
         started = time.monotonic()
         with tempfile.TemporaryDirectory() as empty:
             env = os.environ | ({"CUDA_VISIBLE_DEVICES": card} if card else {})
