@@ -4,13 +4,15 @@
     python benchmarks/serve.py --output results.jsonl --peers transformers transformers-graphs peft --resident
 
 All requests come at once, each of `length` random tokens, answered with `new` tokens greedily; every weight is random. Adapters are of
-eight methods, ranks 8, 16 and 64 mixed (serving/points.py). Each kind of traffic runs once uncounted, so that graphs are recorded; its
-line of results is written as soon as it is known, and points that the output has already are not measured again. `--profile` adds where
-a step goes.
+eight methods, ranks 8, 16 and 64 mixed (serving/points.py). Adapters are loaded into one engine as they are needed, and its CUDA graphs
+recorded before anything is timed. Each kind of traffic runs once uncounted, then RUNS times, of which the line of results, written as soon
+as it is known, has the median (`rates` are all); points that the output has already are not measured again. `--profile` adds where a step
+goes.
 """
 
 import argparse
 import gc
+import itertools
 import json
 import math
 import sys
@@ -27,8 +29,10 @@ from graft.serve import Engine, Sampling
 from serving import models, peers
 from serving.points import PEERS, RESIDENT, SHAPES, Point, planned
 from serving.profile import watched
-from serving.traffic import prompts, send
+from serving.traffic import prompts, send, settle
 
+RUNS = 3
+SETTLE = 180.0  # seconds for all graphs to be recorded
 LONG = 4  # a profiled batch answers so many times the point's tokens
 
 
@@ -42,7 +46,7 @@ def parsed(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=[])
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--new", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--budget", type=float, default=math.inf, help="seconds after which no other point is begun")
     parser.add_argument("--profile", action="store_true")
     return parser.parse_args(given)
@@ -99,41 +103,47 @@ def serve(points: list[Point], results: Results, over: Callable[[], bool], *, pr
         return
     model = models.base(points[0].shape)
     made = models.adapters(model) if any(point.resident for point in points) else []
-    for requests in dict.fromkeys(point.requests for point in points):
-        own = [point for point in points if point.requests == requests]
-        with torch.no_grad(), Engine(model, slots=max(1, *(point.resident for point in own)), room=models.room_for(own[0])) as engine:
-            names: list[str] = []
-            for point in own:
-                if over():
-                    return
-                with told(results, point):
-                    for number in range(len(names), point.resident):
-                        engine.load(f"a{number}", made[number % len(made)])
-                        names.append(f"a{number}")
-                        engine.submit([0], f"a{number}", Sampling(max_tokens=1)).result(600)  # in its slot, as at base-only traffic
-                    measure(engine, point, names, results, profile=profile)
-        release()
+    largest = max(points, key=lambda point: point.requests)
+    with torch.no_grad(), Engine(model, slots=max(1, *(point.resident for point in points)), room=models.room_for(largest)) as engine:
+        names: list[str] = []
+        for point in points:
+            if over():
+                return
+            with told(results, point):
+                for number in range(len(names), point.resident):
+                    engine.load(f"a{number}", made[number % len(made)])
+                    names.append(f"a{number}")
+                    engine.submit([0], f"a{number}", Sampling(max_tokens=1)).result(600)  # in its slot, as at base-only traffic
+                measure(engine, point, names, results, profile=profile)
+    release()
 
 
 def measure(engine: Engine, point: Point, names: list[str], results: Results, *, profile: bool) -> None:
     """One kind of traffic."""
     wanted: list[str | None] = {"base": [None], "one": names[:1], "mixed": [*names]}[point.traffic]
     vocabulary = engine.model.config.vocab_size
-    for seed in range(2):
-        found = send(engine, wanted, prompts(point.requests, point.length, vocabulary, 1000 * point.repeat + seed), point.new)
+    settled = settle(engine, SETTLE)
+    texts = [prompts(point.requests, point.length, vocabulary, 1000 * point.repeat + seed) for seed in range(1 + RUNS)]
+    runs = [send(engine, wanted, each, point.new) for each in texts][1:]
+    found = sorted(runs, key=lambda one: one["tokens_a_second"])[RUNS // 2]
+    found |= {"rates": [round(one["tokens_a_second"], 1) for one in runs], "settled": settled}
     if profile and not point.repeat:
-        length = max(1, point.length // LONG)
-        texts = prompts(point.requests, length, vocabulary, 7)
-        handles = [
-            engine.submit(text, wanted[k % len(wanted)], Sampling(max_tokens=point.length - length + point.new))
-            for k, text in enumerate(texts)
-        ]
-        for handle in handles:
-            next(iter(handle))
-        found["profile"] = watched(engine)
-        for handle in handles:
-            handle.result(600)
+        found["profile"] = profiled(engine, point, wanted)
     results.write(point, **found)
+
+
+def profiled(engine: Engine, point: Point, wanted: list[str | None]) -> dict[str, Any]:
+    """Where a step goes while answers of one kind of traffic are made."""
+    length = max(1, point.length // LONG)
+    texts = prompts(point.requests, length, engine.model.config.vocab_size, 7)
+    long = Sampling(max_tokens=point.length - length + point.new)
+    handles = [engine.submit(text, name, long) for text, name in zip(texts, itertools.cycle(wanted), strict=False)]
+    for handle in handles:
+        next(iter(handle))
+    found = watched(engine)
+    for handle in handles:
+        handle.result(600)
+    return found
 
 
 def release() -> None:

@@ -2,7 +2,7 @@
 
 import torch
 
-from graft.kernels.slots import Stack, launch, reference
+from graft.kernels.slots import GROUP, Stack, launch, reference
 
 torch.use_deterministic_algorithms(True)  # memory that nobody has written to is NaN
 ACTS = tuple(enumerate(("identity", *launch.NAMES)))
@@ -17,20 +17,20 @@ CASES = (  # tokens, inputs, outputs of each module, (slot, rank, activation) of
 
 def stack_of(inputs, outs, spec, spare, slots=140):
     """A stack whose columns lie in a random order, and whose spare ones hold NaN in A."""
-    owners = [slot for slot, rank, _ in spec for _ in range(-(-rank // launch.GROUP))] + [-1] * spare
-    codes = [code for _, rank, code in spec for _ in range(-(-rank // launch.GROUP))] + [0] * spare
+    owners = [slot for slot, rank, _ in spec for _ in range(-(-rank // GROUP))] + [-1] * spare
+    codes = [code for _, rank, code in spec for _ in range(-(-rank // GROUP))] + [0] * spare
     table = dict(c=torch.rand(slots, sum(outs)) + 0.5, b=torch.randn(slots, sum(outs)))
     table["c"][0], table["b"][0] = 1, 0
     if not owners:
         return Stack(outs, **table)
     orders = [torch.randperm(len(owners)) for _ in outs]
-    of, act = (torch.cat([torch.tensor(values)[order] for order in orders]).repeat_interleave(launch.GROUP) for values in (owners, codes))
+    of, act = (torch.cat([torch.tensor(values)[order] for order in orders]).repeat_interleave(GROUP) for values in (owners, codes))
     A, a = torch.randn(len(of), inputs) / inputs**0.5, torch.randn(len(of))
     A[of < 0] = a[of < 0] = torch.nan
-    B = torch.randn(sum(outs), launch.GROUP * len(owners))
+    B = torch.randn(sum(outs), GROUP * len(owners))
     for place, order in enumerate(orders):
         first = sum(outs[:place])
-        B[first : first + outs[place], (torch.tensor(owners)[order] < 0).repeat_interleave(launch.GROUP)] = 0
+        B[first : first + outs[place], (torch.tensor(owners)[order] < 0).repeat_interleave(GROUP)] = 0
     acts = tuple((code, name) for code, name in ACTS if code and code in codes)
     return Stack(outs, A=A, B=B, a=a if acts else None, of=of, act=act, acts=acts, **table)
 

@@ -55,6 +55,14 @@ def send(engine: Engine, names: Sequence[str | None], texts: list[list[int]], ne
     }
 
 
+def settle(engine: Engine, seconds: float) -> bool:
+    """Wait until every CUDA graph is recorded, as it is while nothing runs; whether it was in time."""
+    until = time.monotonic() + seconds
+    while engine.batching.missing and time.monotonic() < until:
+        time.sleep(0.05)
+    return not engine.batching.missing
+
+
 def quantiles(values: Sequence[float]) -> dict[str, float]:
     """The median, and what 95 of 100 stay below."""
     if len(values) < 2:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from graft.kernels.slots import tiles
-from graft.kernels.slots.stack import GROUP, Stack
+from graft.kernels.slots.stack import Stack
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HALVES = (torch.float16, torch.bfloat16)
@@ -23,8 +23,8 @@ INPUTS = 128  # of a step of `shrink`
 BLOCK = {True: 16, False: 32}
 """Columns of a program of `shrink`, with one tile of tokens and with more."""
 MOST_PARTS = 32
-EXPAND = {16: (32, 64, 4), 32: (32, 64, 4), 64: (32, 64, 4), None: (128, 32, 8)}
-"""Of `expand`, by the tokens of its only tile (None: more tiles): outputs of a program, columns of a step, warps."""
+EXPAND = {16: (32, 256, 4, 2), 32: (32, 256, 4, 2), 64: (32, 256, 4, 2), None: (128, 32, 8, 3)}
+"""Of `expand`, by the tokens of its only tile (None: more tiles): outputs of a program, columns of a step at most, warps, stages."""
 COUNTERS = 1 << 16
 
 
@@ -65,7 +65,7 @@ def shrink(stack: Stack, s: Tensor, x: Tensor, y: Tensor) -> Tensor:
         A.shape[1], spans[0], x.stride(0), D.shape[1], spans[1], y.stride(0), first, BT=height, BC=block, BK=INPUTS, PARTS=parts,
         BEHIND=behind is not None, SHIFTED=stack.a is not None,
         **{name.removesuffix("_relu").upper(): code for name, code in codes.items() if name in NAMES}, FLOAT=INTERPRETED,
-        num_warps=4, num_stages=3,
+        num_warps=4, num_stages=3, **soon(x, True),
     )  # fmt: skip
     return h
 
@@ -75,7 +75,8 @@ def expand(stack: Stack, s: Tensor, h: Tensor, ys: Sequence[Tensor], out: Tensor
     tokens, count = len(s), len(ys)
     height = rows_of(tokens)
     width = 0 if stack.B is None else stack.B.shape[1]
-    side, step, warps = EXPAND[height if tokens <= LONGEST else None]
+    side, most, warps, stages = EXPAND[height if tokens <= LONGEST else None]
+    step = max(16, min(most, 1 << (width - 1).bit_length() if width else 0))  # all in one, if possible: they are read before h is there
     blocks = [-(-size // side) for size in stack.outs]
     ends = [sum(stack.outs[: place + 1]) for place in range(count)]
     more = AT_ONCE - count
@@ -83,10 +84,22 @@ def expand(stack: Stack, s: Tensor, h: Tensor, ys: Sequence[Tensor], out: Tensor
     B, of, c, b = (nothing if value is None else value for value in (stack.B, stack.of, stack.c, stack.b))
     tiles.expand[(-(-tokens // height), sum(blocks))](
         *ys, *[ys[0]] * more, h, B, of, c, b, s, out, tokens, count * width, width, *ends, *[ends[-1]] * more, blocks[0],
-        blocks[1] if count > 1 else 0, *[y.stride(0) for y in ys], *[ys[0].stride(0)] * more, GROUP=GROUP, BT=height, BO=side, BC=step,
+        blocks[1] if count > 1 else 0, *[y.stride(0) for y in ys], *[ys[0].stride(0)] * more, BT=height, BO=side, BC=step,
         MODULES=count, BRANCH=stack.B is not None, SCALED=stack.c is not None, SHIFTED=stack.b is not None, FLOAT=INTERPRETED,
-        num_warps=warps, num_stages=3,
+        num_warps=warps, num_stages=stages, **soon(h, stack.B is not None),
     )  # fmt: skip
+
+
+def soon(x: Tensor, follows: bool) -> dict[str, bool]:
+    """How a kernel is launched: before the one before it has ended, where the card can and it waits for that one, which it `follows`."""
+    early = follows and x.is_cuda and is_early(x.device)
+    return {"EARLY": early} | ({"launch_pdl": True} if early else {})
+
+
+@functools.cache
+def is_early(device: torch.device) -> bool:
+    """Whether a card starts kernels early: NVIDIA's from Hopper on."""
+    return torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def rows_of(tokens: int) -> int:

@@ -5,10 +5,30 @@ of the tile is in a slot of the block it ends at once, and columns that none of 
 that are in the batch, and a tile of one long text costs what its own adapter costs. The sum over inputs is cut into parts so that every
 processor has work; whoever finishes a tile last adds the parts up in order, so that the same input gives the same bits. `expand` gives
 c y + h B^T + b for all modules of a stack, each value of y read once. Sums are in float32.
+
+EARLY is for cards that start a kernel before the one before it has ended (programmatic dependent launch, CUDA C++ Programming Guide 7.29):
+what does not change while a model runs is read then, `wait` ends once the kernel before is done and what it wrote is seen, and `begin`
+lets the next one start. `shrink` waits before `begin`, so what was there before it is there for `expand` before that waits.
 """
 
 import triton
 import triton.language as tl
+
+from graft.kernels.slots.stack import GROUP as COLUMNS_OF_ONE
+
+GROUP: tl.constexpr = tl.constexpr(COLUMNS_OF_ONE)
+
+
+@triton.jit
+def wait():
+    """Until the kernel before is done."""
+    tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def begin():
+    """Let the kernel after this one start."""
+    tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit
@@ -61,7 +81,7 @@ def shrink(  # noqa: C901
     x, A, z, D, a, of, act, s, h, partial, counters, tokens, columns, width, span, x_token, z_width, z_span, z_token, first,
     BT: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr, PARTS: tl.constexpr, BEHIND: tl.constexpr, SHIFTED: tl.constexpr,
     RELU: tl.constexpr, GELU: tl.constexpr, SILU: tl.constexpr, TANH: tl.constexpr, GELU_TANH: tl.constexpr, LEAKY: tl.constexpr,
-    FLOAT: tl.constexpr,
+    FLOAT: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """h [T, C] where a token's slot is the column's; nothing is written elsewhere. partial [PARTS, T, C], counters [tiles, blocks].
 
@@ -76,6 +96,9 @@ def shrink(  # noqa: C901
     slot = tl.load(s + token, mask=token < tokens, other=0).to(tl.int32)
     owner = tl.load(of + column, mask=column < columns, other=-1).to(tl.int32)
     used = wanted(owner, here(slot))
+    if EARLY:
+        wait()
+        begin()
     if tl.max(used.to(tl.int32), 0) > 0:
         low = part * reach
         total = tl.zeros([BT, BC], tl.float32)
@@ -110,13 +133,29 @@ def shrink(  # noqa: C901
 
 
 @triton.jit
+def owners(of, column, width):
+    """The slot of each column, -1 for those beyond the end; columns change hands in groups, so that what is read at once has one owner."""
+    return tl.load(of + column // GROUP * GROUP, mask=column < width, other=-1).to(tl.int32)
+
+
+@triton.jit
+def added(total, hidden, right, column, owner, slot, FLOAT: tl.constexpr):
+    """total + h B^T over some columns: of a token those of its slot, which are there."""
+    hit = slot[:, None] == owner[None, :]
+    left = tl.load(hidden + column[None, :], mask=hit, other=0.0)
+    if FLOAT:
+        left, right = left.to(tl.float32), right.to(tl.float32)
+    return tl.dot(left, tl.trans(right), total, input_precision="ieee")
+
+
+@triton.jit
 def expand(
     y_0, y_1, y_2, h, B, of, c, b, s, out, tokens, columns, width, end_0, end_1, end_2, blocks_0, blocks_1, y_token_0, y_token_1,
-    y_token_2, GROUP: tl.constexpr, BT: tl.constexpr, BO: tl.constexpr, BC: tl.constexpr, MODULES: tl.constexpr, BRANCH: tl.constexpr,
-    SCALED: tl.constexpr, SHIFTED: tl.constexpr, FLOAT: tl.constexpr,
+    y_token_2, BT: tl.constexpr, BO: tl.constexpr, BC: tl.constexpr, MODULES: tl.constexpr, BRANCH: tl.constexpr,
+    SCALED: tl.constexpr, SHIFTED: tl.constexpr, FLOAT: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """c y + h B^T + b of every module, [T, out] one after another in `out`; module j's outputs end at end_j of N, and the first two have
-    so many blocks of BO outputs. Columns change hands in groups of GROUP, so that what is read at once has one owner.
+    so many blocks of BO outputs.
     """
     tile, block = tl.program_id(0), tl.program_id(1)
     token = tile * BT + tl.arange(0, BT)
@@ -133,6 +172,7 @@ def expand(
     inside = (token < tokens)[:, None] & (row < end)[None, :]
     outs = tl.where(MODULES == 1, end_0, tl.where(MODULES == 2, end_1, end_2))
     table = slot.to(tl.int64)[:, None] * outs + row[None, :]
+    word = here(slot)
     base = tl.load(y + token.to(tl.int64)[:, None] * y_token + inner[None, :], mask=inside, other=0.0).to(tl.float32)
     if SCALED:
         base *= tl.load(c + table, mask=inside, other=1.0).to(tl.float32)
@@ -140,24 +180,19 @@ def expand(
         base += tl.load(b + table, mask=inside, other=0.0).to(tl.float32)
     total = tl.zeros([BT, BO], tl.float32)
     if BRANCH:
-        word = here(slot)
-        for start in range(0, width, BC):
+        hidden = h + token.to(tl.int64)[:, None] * columns + own
+        maps = B + row.to(tl.int64)[:, None] * width
+        column = tl.arange(0, BC)
+        owner = owners(of + own, column, width)
+        right = tl.load(maps + column[None, :], mask=wanted(owner, word)[None, :] & (row < end)[:, None], other=0.0)
+        if EARLY:
+            wait()
+        total = added(total, hidden, right, column, owner, slot, FLOAT)
+        for start in range(BC, width, BC):
             column = start + tl.arange(0, BC)
-            there = column < width
-            owner = tl.load(of + own + column // GROUP * GROUP, mask=there, other=-1).to(tl.int32)
-            left = tl.load(
-                h + token.to(tl.int64)[:, None] * columns + own + column[None, :],
-                mask=there[None, :] & (token < tokens)[:, None],
-                other=0.0,
-            )
-            right = tl.load(
-                B + row.to(tl.int64)[:, None] * width + column[None, :],
-                mask=(there & wanted(owner, word))[None, :] & (row < end)[:, None], other=0.0,
-            )  # fmt: skip
-            left = tl.where(slot[:, None] == owner[None, :], left, 0.0)
-            if FLOAT:
-                left, right = left.to(tl.float32), right.to(tl.float32)
-            total = tl.dot(left, tl.trans(right), total, input_precision="ieee")
+            owner = owners(of + own, column, width)
+            right = tl.load(maps + column[None, :], mask=wanted(owner, word)[None, :] & (row < end)[:, None], other=0.0)
+            total = added(total, hidden, right, column, owner, slot, FLOAT)
     total += base
     start = out + first * tokens
     tl.store(start + token.to(tl.int64)[:, None] * (end - first) + inner[None, :], total.to(out.dtype.element_ty), mask=inside)

@@ -12,7 +12,7 @@ from transformers.generation.continuous_batching.continuous_api import Continuou
 from graft.model.attention import set_attention
 from graft.serve.batching.paging import NAME, Paging, pages_for, suits
 from graft.serve.batching.versions import NAMES, minor
-from graft.serve.batching.warm import catch_up, warm
+from graft.serve.batching.warm import catch_up, missing, warm
 from graft.serve.batching.wires import Router, Rows, inputs_of, wire
 from graft.serve.guest import Guest, Room
 
@@ -88,6 +88,12 @@ class Batching:
         if self.paging is not None and self.room.warm:
             event, status = getattr(self.manager, self.names.wake), self.manager.background_thread_status
             catch_up(processor, self.model, self.paging, lambda: bool(event.is_set() or status.local_status))
+
+    @property
+    def missing(self) -> int:
+        """CUDA graphs of likely batches that are not recorded yet; each is while nothing runs, or when its batch comes."""
+        processor = self.manager.batch_processor
+        return 0 if processor is None or self.paging is None or not self.room.warm else len(missing(processor))
 
     @property
     def plan(self) -> Hashable:

@@ -37,17 +37,23 @@ def warm(processor: Any, model: Any, paging: Paging) -> None:
 
 def catch_up(processor: Any, model: Any, paging: Paging, busy: Callable[[], bool]) -> None:
     """Record what is missing, while nothing runs and nobody waits."""
-    runner, inputs = processor.model_runner, processor.inputs_and_outputs
-    if not (runner.pad_inputs and runner.use_cuda_graph_decode) or processor.scheduler.has_pending_requests():
+    if processor.scheduler.has_pending_requests():
         return
     ran = False
-    for kind in [kind for kind in kinds(processor) if not known(inputs, kind)]:
+    for kind in missing(processor):
         if busy():
             break
         run(processor, model, paging, kind)
         ran = True
     if ran:
-        inputs.reset()  # what ran last had no requests of anybody
+        processor.inputs_and_outputs.reset()  # what ran last had no requests of anybody
+
+
+def missing(processor: Any) -> list[Kind]:
+    """What is likely to come and not recorded yet; nothing where there are no graphs."""
+    runner, inputs = processor.model_runner, processor.inputs_and_outputs
+    recorded = runner.pad_inputs and runner.use_cuda_graph_decode
+    return [kind for kind in kinds(processor) if not known(inputs, kind)] if recorded else []
 
 
 def kinds(processor: Any) -> Iterator[Kind]:
