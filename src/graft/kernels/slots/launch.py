@@ -15,16 +15,14 @@ from graft.kernels.slots.stack import Stack
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HALVES = (torch.float16, torch.bfloat16)
-PROCESSORS = 132  # of an H100; any number is right
 AT_ONCE = 3  # modules that one launch takes
 NAMES = ("relu", "gelu", "silu", "tanh", "gelu_tanh", "leaky_relu")
 LONGEST = 64  # tokens of a tile
-INPUTS = 128  # of a step of `shrink`
-BLOCK = {True: 16, False: 32}
-"""Columns of a program of `shrink`, with one tile of tokens and with more."""
-MOST_PARTS = 32
-EXPAND = {16: (32, 256, 4, 2), 32: (32, 256, 4, 2), 64: (32, 256, 4, 2), None: (128, 32, 8, 3)}
-"""Of `expand`, by the tokens of its only tile (None: more tiles): outputs of a program, columns of a step at most, warps, stages."""
+SHRINK = {16: (16, 256, 264), 32: (16, 256, 264), 64: (16, 256, 132), None: (32, 128, 132)}
+"""Of `shrink`, by the tokens of its only tile (None: more tiles): columns of a program, inputs of a step, programs to have at least."""
+MOST_PARTS = 16  # of a sum over inputs: one program adds them up
+EXPAND = {16: (32, 128, 4, 2), 32: (32, 128, 4, 2), 64: (64, 128, 4, 2), None: (128, 32, 8, 3)}
+"""Of `expand`, by the same: outputs of a program, columns of a step at most, warps, stages. Measured on an H100."""
 COUNTERS = 1 << 16
 
 
@@ -51,18 +49,18 @@ def shrink(stack: Stack, s: Tensor, x: Tensor, y: Tensor) -> Tensor:
     assert stack.of is not None
     D, first, columns = (A, 0, len(A)) if behind is None else (behind, stack.first, len(stack.of))
     height = rows_of(tokens)
-    block = BLOCK[tokens <= height]
+    block, inputs, programs = SHRINK[height if tokens <= height else None]
     grid = -(-tokens // height), -(-columns // block)
-    steps = [-(-value.shape[1] // INPUTS) for value in (A, D)]
-    parts = max(1, min(-(-PROCESSORS // (grid[0] * grid[1])), max(steps), MOST_PARTS))
-    spans = [-(-count // parts) * INPUTS for count in steps]
+    steps = [-(-value.shape[1] // inputs) for value in (A, D)]
+    parts = max(1, min(-(-programs // (grid[0] * grid[1])), max(steps), MOST_PARTS))
+    spans = [-(-count // parts) * inputs for count in steps]
     parts = max(-(-value.shape[1] // span) for value, span in zip((A, D), spans, strict=True))
     h = x.new_empty(tokens, columns)
     partial = h if parts == 1 else x.new_empty((parts, tokens, columns), dtype=torch.float32)
     codes = dict(zip(NAMES, (-1 for _ in NAMES), strict=True)) | {name: code for code, name in stack.acts}
     tiles.shrink[(*grid, parts)](
         x, A, y, D, A if stack.a is None else stack.a, stack.of, stack.act, s, h, partial, counters(x, grid[0] * grid[1]), tokens, columns,
-        A.shape[1], spans[0], x.stride(0), D.shape[1], spans[1], y.stride(0), first, BT=height, BC=block, BK=INPUTS, PARTS=parts,
+        A.shape[1], spans[0], x.stride(0), D.shape[1], spans[1], y.stride(0), first, BT=height, BC=block, BK=inputs, PARTS=parts,
         BEHIND=behind is not None, SHIFTED=stack.a is not None,
         **{name.removesuffix("_relu").upper(): code for name, code in codes.items() if name in NAMES}, FLOAT=INTERPRETED,
         num_warps=4, num_stages=3, **soon(x, True),
@@ -75,7 +73,7 @@ def expand(stack: Stack, s: Tensor, h: Tensor, ys: Sequence[Tensor], out: Tensor
     tokens, count = len(s), len(ys)
     height = rows_of(tokens)
     width = 0 if stack.B is None else stack.B.shape[1]
-    side, most, warps, stages = EXPAND[height if tokens <= LONGEST else None]
+    side, most, warps, stages = EXPAND[height if tokens <= height else None]
     step = max(16, min(most, 1 << (width - 1).bit_length() if width else 0))  # all in one, if possible: they are read before h is there
     blocks = [-(-size // side) for size in stack.outs]
     ends = [sum(stack.outs[: place + 1]) for place in range(count)]
