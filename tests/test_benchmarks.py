@@ -16,7 +16,7 @@ from steps.plots import plotted
 from steps.points import LIMIT, Point
 from steps.pool import Pool, Queue, left, lines_of
 from steps.results import measured
-from steps.rows import SHAPES, prepared
+from steps.rows import SHAPES, prepared, recorded
 from steps.tables import TABLES, reached
 from steps.turns import Turns, is_large
 
@@ -25,6 +25,16 @@ def test_what_a_row_does_not_depend_on_is_no_part_of_its_name():
     assert Point(row="ia3", rank=4, dropout=0.1) == Point(row="ia3", rank=64)
     assert Point(row="peft-dora-best", rank=4) != Point(row="peft-dora-best", rank=64)
     assert Point(row="peft-dora-best").method == "dora"
+
+
+def test_rows_are_recorded_as_their_ending_says():
+    endings = {"": "auto", "-recorded": "on", "-launched": "off", "-apart": "off", "-eager": "off", "-plain": "off"}
+    assert {ending: recorded(Point(row=f"last-k{ending}")) for ending in endings} == endings
+    for row, how in ((LIMIT, "off"), (f"{LIMIT}-recorded", "on"), ("lora", "auto"), ("lora-recorded", "on"), ("peft-lora", "off")):
+        if not row.startswith("peft"):
+            assert prepared(Point(row=row, shape="tiny"), torch.device("cpu")).recorded == how
+        assert Point(row=row).method in (LIMIT, "lora")
+    assert Point(row="last-k-recorded") in planned(["table"])
 
 
 def test_a_point_reads_back_from_its_name():

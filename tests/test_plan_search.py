@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import random
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -16,9 +17,11 @@ from graft.model import families
 from graft.model.load import default_dtype
 from graft.model.recorded import SPARE
 from graft.model.skeleton import skeleton
+from graft.model.waits import HOST
 from graft.plan import plan
 from graft.plan.cards import named
 from graft.plan.job import job
+from graft.plan.pace import pace
 from graft.plan.rows import Rows, rows_of
 from graft.plan.search import fitting, room, weighed
 from graft.plan.setup import Setup
@@ -155,6 +158,18 @@ def test_steps_are_recorded_where_the_memory_has_room_for_a_recording():
         found = plan(SMALL, memory=round((size + 6e8) / 0.97), examples=100_000, methods=lora).entries[0].choice
         assert (found.setup.batch, found.setup.recorded) == (16, recorded)
     assert not plan(SMALL, gpu="cpu", methods=lora).entries[0].choice.setup.recorded
+
+
+def test_on_a_card_steps_are_recorded_where_the_host_needs_its_share_of_the_time():
+    lora, model, found = LoRA(r=16), skeleton(SMALL), set()
+    for length in (16, 512, 4096):
+        setup, rows = Setup(batch=1, tokens=length), Rows(0, (length,))
+        makes = partial(job, model, families.sites(model))
+        for each in weighed(makes(lora, setup), lora, setup, rows, named("h100"), ()):
+            launched = pace(each.job.under(replace(each.setup, recorded=False)), named("h100"))
+            assert each.setup.recorded == (launched.host > HOST * launched.card)
+            found.add(each.setup.recorded)
+    assert found == {True, False}
 
 
 def test_on_a_cpu_nothing_is_compiled_or_held_in_fewer_bits():

@@ -4,6 +4,7 @@ On a CPU a recording is work on the copies of its inputs, done again; on a GPU t
 """
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -12,8 +13,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, masking_utils
 
 from graft import LoRA, Prefix, Prompt, adapt
 from graft.errors import TrainingError
-from graft.model import recorded
-from graft.model.recorded import FIRST, Recorder
+from graft.model import capture, recorded
+from graft.model.recorded import AHEAD, CROWDED, FIRST, Recorder
+from graft.model.waits import HOST, Watch
 from graft.train import loop, step
 from graft.train.gradient import SHARES, gradient, inputs_of, wide
 from test_train import SETUP, examples, llama, run, same
@@ -39,6 +41,7 @@ class Again:
 def recording(monkeypatch):
     """Recordings on a CPU."""
     monkeypatch.setattr(recorded, "Graph", Again)
+    monkeypatch.setattr(recorded, "watched", lambda: nullcontext(Watch(host=1.0, card=1.0)))
     monkeypatch.setattr(loop, "why_not", lambda model: "")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (80 << 30, 80 << 30))
 
@@ -130,6 +133,54 @@ def test_auto_records_only_where_there_is_room(recording, monkeypatch):
     for free, fits in ((20 << 30, False), (21 << 30, True)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, 80 << 30))
         assert recorder.room() is fits
+
+
+@pytest.mark.parametrize(
+    ("how", "seconds", "free", "recordings", "left"),
+    [
+        ("auto", 1.01 * HOST, 80, 1, {}),
+        ("auto", 0.99 * HOST, 80, 0, {AHEAD: 1}),
+        ("auto", 1.01 * HOST, 0, 0, {CROWDED: 1}),
+        ("on", 0.0, 0, 1, {}),
+    ],
+)
+def test_auto_records_only_where_the_host_matters_and_says_why_not(recording, monkeypatch, how, seconds, free, recordings, left):
+    looks = []
+    monkeypatch.setattr(recorded, "watched", lambda: nullcontext(looks.append(1) or Watch(host=seconds, card=1.0)))
+    for name, value in {
+        "empty_cache": None,
+        "max_memory_allocated": 2,
+        "memory_allocated": 1,
+        "mem_get_info": (free << 30, 80 << 30),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    recorder, w = pair()
+    recorder.how = how
+    for _ in range(5):
+        recorder({"x": torch.ones(3)})
+    assert w.grad.tolist() == [5.0] * 3
+    assert recorder.report.recordings == recordings
+    assert recorder.report.left == left
+    assert len(looks) == 1, "decided once for a shape"
+    assert recorder.report.failed == ""
+
+
+def test_work_that_reads_numbers_back_is_not_tried(recording, monkeypatch):
+    monkeypatch.setattr(recorded, "watched", lambda: nullcontext(Watch(host=1.0, card=1.0, reads="mixture.py:7")))
+    monkeypatch.setattr(recorded, "Graph", lambda *given: pytest.fail("a recording was tried"))
+    result = run(llama(), replace(LONG, cuda_graphs="on"))
+    assert result.notes == ["steps are not recorded as CUDA graphs: the work reads numbers back from the card (mixture.py:7)"]
+    with pytest.raises(TrainingError, match=r"reads numbers back from the card \(mixture.py:7\). Train with cuda_graphs off"):
+        run(llama(), replace(LONG, strict=True))
+
+
+def test_what_is_looked_at_makes_the_masks_that_its_recording_would(recording, monkeypatch):
+    asked = []
+    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda *given: "as it comes")
+    recorder = Recorder(lambda inputs: asked.append(masking_utils.find_packed_sequence_indices()) or torch.zeros(()), [])
+    for _ in range(FIRST):
+        recorder({"x": torch.ones(1)})
+    assert asked == ["as it comes"] * (FIRST - 1) + [None]
 
 
 def test_before_larger_inputs_without_room_auto_gives_recordings_back_and_makes_them_again(recording, monkeypatch):
@@ -251,7 +302,7 @@ def test_a_recorded_forward_makes_the_masks_that_it_makes_otherwise(monkeypatch)
     before = masking_utils.is_tracing
     monkeypatch.setattr(masking_utils, "is_tracing", lambda *given: True)  # as it is while a stream is captured
     model(torch.ones(2, 8, dtype=torch.long), use_cache=False)
-    with recorded.unmasked():
+    with capture.unmasked():
         model(torch.ones(2, 8, dtype=torch.long), use_cache=False)
     monkeypatch.undo()
     model(torch.ones(2, 8, dtype=torch.long), use_cache=False)

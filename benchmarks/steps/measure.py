@@ -2,8 +2,9 @@
 
 A step is forward, loss and backward on fresh random ids; the gradients are dropped after it. Steps are timed one at a time, with device
 events on a card, so that what the host needs to start a step counts as it does in training, where the loss is read after each. Where
-training records steps as CUDA graphs, they are recorded here (graft.model.recorded), and the peak is that of steps as they come. A large
-step takes a card to its power limit, where the clock falls with what else draws power: clock and watts are noted beside the time.
+training records steps as CUDA graphs by itself, they are recorded here (graft.model.recorded), and so are those that are to be in any
+case. The peak is that of all steps but the first, as they come and played. A large step takes a card to its power limit, where the clock
+falls with what else draws power: clock and watts are noted beside the time.
 """
 
 import shutil
@@ -119,7 +120,8 @@ def measure(point: Point, profiles: bool, turns: Turns, alone: bool) -> dict[str
     row = prepared(point, where)
     setup = time.perf_counter() - started
     generator = torch.Generator(where).manual_seed(1)
-    run = Recorder(partial(step, row, point), row.trained, strict=True) if row.recorded and where.type == "cuda" else None
+    records = row.recorded != "off" and where.type == "cuda"
+    run = Recorder(partial(step, row, point), row.trained, how=row.recorded, strict=True) if records else None
     warm = [one(run, row, point, where, generator) for _ in range(FIRST)]
     turns.take()
     warm += [one(run, row, point, where, generator) for _ in range(SETTLED)]

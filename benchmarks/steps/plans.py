@@ -25,7 +25,7 @@ def table() -> list[Point]:
     """Every row at 4096 tokens a step."""
     launched = ("lora-launched", "dora-launched", "lora-apart", "dora-apart", "full")
     eager = ("limit-eager", "lora-eager", "dora-eager", "full-eager")
-    return points(("limit-recorded", *METHODS, *BEST, *PEFT, *launched, *eager))
+    return points(("limit-recorded", *METHODS, *BEST, *PEFT, *launched, *eager, "last-k-recorded"))
 
 
 def tokens() -> list[Point]:

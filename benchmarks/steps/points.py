@@ -3,9 +3,11 @@
 Rows: `limit`, the methods of Graft, and HF PEFT's beside them.
 
     limit         nothing trained, the gradient flowing to the embeddings' output; each block compiled
-    limit-recorded    the same recorded as a CUDA graph, as training does with the methods
+    limit-recorded    the same recorded as a CUDA graph
     lora ...      a method of Graft as training sets it up: branches fused with their products, each block compiled, the step recorded
-    lora-launched     the same unrecorded: the host launches each kernel
+                  as a CUDA graph where training does so by itself (a line of results says whether it was)
+    lora-recorded     the same, recorded in any case
+    lora-launched     the same, never recorded: the host launches each kernel
     lora-apart    each block compiled, nothing fused or recorded
     lora-eager    fused, nothing compiled or recorded     limit-eager, full-eager: nothing compiled
     lora-plain    what `graft.adapt` gives: neither fused nor compiled nor recorded
@@ -19,9 +21,10 @@ from dataclasses import asdict, dataclass, replace
 
 LIMIT = "limit"
 LOW_RANK = ("lora", "dora")
-ENDINGS = ("-apart", "-eager", "-plain", "-best", "-launched", "-recorded")
+RECORDED = "-recorded"
+ENDINGS = ("-apart", "-eager", "-plain", "-best", "-launched", RECORDED)
 AS_THEY_COME = ("-apart", "-eager", "-plain", "-launched")
-"""Endings of Graft's rows whose steps are not recorded."""
+"""Endings of Graft's rows whose steps are never recorded."""
 
 
 @dataclass(frozen=True)

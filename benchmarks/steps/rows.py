@@ -12,7 +12,7 @@ from graft.kernels import nf4
 from graft.methods import METHODS
 from graft.model.checkpointing import checkpointed
 from graft.model.regional import regional
-from steps.points import AS_THEY_COME, LIMIT, Point
+from steps.points import AS_THEY_COME, LIMIT, RECORDED, Point
 
 SHAPES: dict[str, dict[str, Any]] = {
     "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 32000},
@@ -29,14 +29,14 @@ LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 class Row(NamedTuple):
     """`runs` is called; `model` is the transformers model in it; `trained` are the parameters that get a gradient. `held` stays open.
 
-    `recorded` says whether steps are, on a card.
+    `recorded` says how steps are, on a card: as training's `cuda_graphs`, "off", "auto" or "on".
     """
 
     runs: Any
     model: Any
     trained: list[nn.Parameter]
     held: ExitStack
-    recorded: bool = False
+    recorded: str = "off"
 
 
 def base_model(point: Point, device: torch.device) -> Any:
@@ -91,7 +91,14 @@ def graft_row(model: Any, point: Point) -> Row:
     nf4.own_forwards(model)
     adapted = graft.adapt(model, made.get(point.method) or METHODS[point.method])
     held = fast(adapted, fuses=not point.row.endswith(("-apart", "-plain")), compiles=not point.row.endswith(("-eager", "-plain")))
-    return Row(model, model, adapted.parameters(), held, not point.row.endswith(AS_THEY_COME))
+    return Row(model, model, adapted.parameters(), held, recorded(point))
+
+
+def recorded(point: Point) -> str:
+    """How a row of Graft's is recorded, as its ending says."""
+    if point.row.endswith(AS_THEY_COME):
+        return "off"
+    return "on" if point.row.endswith(RECORDED) else "auto"
 
 
 def fast(adapted: graft.Adapted, fuses: bool, compiles: bool) -> ExitStack:
@@ -137,7 +144,8 @@ def bare_row(model: Any, point: Point) -> Row:
         model.requires_grad_(True)
     if not point.row.endswith("-eager"):
         compile_blocks(model)
-    return Row(model, model, [value for value in model.parameters() if value.requires_grad], ExitStack(), point.row.endswith("-recorded"))
+    trained = [value for value in model.parameters() if value.requires_grad]
+    return Row(model, model, trained, ExitStack(), "on" if point.row.endswith(RECORDED) else "off")
 
 
 def prepared(point: Point, device: torch.device) -> Row:

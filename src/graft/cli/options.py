@@ -17,7 +17,10 @@ BatchSize = Annotated[int, typer.Option("--batch-size", help="Rows a forward.")]
 GradAccum = Annotated[int, typer.Option("--grad-accum", help="Batches an optimizer step.")]
 MaxLength = Annotated[int, typer.Option("--max-length", help="Tokens a row; longer prompts lose their beginning.")]
 Checkpointing = Annotated[bool, typer.Option("--checkpointing", help="Recompute activations in the backward pass to save memory.")]
-CudaGraphs = Annotated[str, typer.Option("--cuda-graphs", help="Record training steps as CUDA graphs: auto (a GPU with room), on or off.")]
+CudaGraphs = Annotated[
+    str,
+    typer.Option("--cuda-graphs", help="Record steps as CUDA graphs: auto (where the host is slow and the GPU has room), on or off."),
+]
 Compile = Annotated[str, typer.Option("--compile", help="Compile the transformer's blocks: auto (where it pays), on or off.")]
 Rows = Annotated[int, typer.Option("--rows", help="Rows of the data whose logits are compared.")]
 MaxGap = Annotated[float | None, typer.Option("--max-gap", help="Largest logit gap allowed; what rounding explains when left out.")]

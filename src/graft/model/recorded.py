@@ -9,16 +9,18 @@ work is recorded, without being done. All of it runs on a stream of its own: aut
 that was first done, as long as anything holds that graph, and a recording may not touch another stream.
 
 Recordings share their memory; together they hold about what one step needs, beside what steps as they come need. So "auto" records only
-where the card has room for both, as far as is known; before inputs that are larger than any so far and may not find room it gives the
-recordings back, and makes them again once both are known to fit. All goes on unrecorded where something cannot be recorded: work that
-reads a number back, as a mixture of experts may.
+where it is of use, which is where the host needs more than HOST (graft.model.waits) of the card's time, as seen the second time, and where
+the card has room for both, as far as is known; before inputs that are larger than any so far and may not find room it gives the recordings
+back, and makes them again once both are known to fit. Loss and gradients are the same bits with and without.
+
+All goes on unrecorded where something cannot be recorded. Work that reads a number back, as a mixture of experts may, is known by that
+from the second time and is not tried.
 """
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -26,24 +28,32 @@ import torch.nn as nn
 from torch import Tensor
 
 from graft.errors import TrainingError
+from graft.model.capture import Graph, beside, unmasked
 from graft.model.families import is_causal
 from graft.model.foreign import reason
+from graft.model.waits import Watch, watched
 
 Inputs = Mapping[str, Tensor]
 Work = Callable[[Inputs], Tensor]
 FIRST = 2  # times that shapes are worked on as they come
 MOST = 32  # recordings: each holds some megabytes of the driver's, and shapes that come often come early
 SPARE = 256 << 20  # bytes of a card that "auto" leaves alone
+UNRECORDED = "steps are not recorded as CUDA graphs"
+AHEAD, CROWDED = "the host is faster than the card", "the card has no room for a recording"
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """What recording came to: so many `recordings`, made in so many `seconds`, played so many `times`; `failed` is why there are none."""
+    """What recording came to: so many `recordings`, made in so many `seconds`, played so many `times`; `failed` is why there are none.
+
+    `left` counts the shapes that "auto" left as they come, by its reason.
+    """
 
     recordings: int
     times: int
     seconds: float
     failed: str = ""
+    left: dict[str, int] = field(default_factory=dict)
 
 
 class Recording(Protocol):
@@ -75,7 +85,7 @@ class Recorder:
         self.work, self.trained, self.how, self.strict, self.after = work, list(trained), how, strict, after
         self.seen: Counter[object] = Counter()
         self.recordings: dict[object, Recording] = {}
-        self.tried: set[object] = set()  # shapes that were recorded, or had no room
+        self.tried: dict[object, str] = {}  # shapes that were decided about, and why they were not recorded
         self.gradients: list[Tensor | None] = []
         self.pool: Any = None
         self.stream = torch.cuda.Stream() if self.trained and self.trained[0].is_cuda else None  # type: ignore[no-untyped-call]
@@ -85,7 +95,8 @@ class Recorder:
     @property
     def report(self) -> Recorded:
         """What it came to so far."""
-        return Recorded(len(self.recordings), self.times, self.seconds, self.failed)
+        left = dict(Counter(filter(None, self.tried.values())))
+        return Recorded(len(self.recordings), self.times, self.seconds, self.failed, left)
 
     def __call__(self, inputs: Inputs) -> Tensor:
         """The work's result for these inputs."""
@@ -101,14 +112,27 @@ class Recorder:
         if size > self.largest and self.recordings and self.how != "on" and self.crowded(size / self.largest):
             self.give_back()
         self.largest = max(self.largest, size)
-        with beside(self.stream):
-            out = self.work(inputs)
         self.seen[key] += 1
-        if self.seen[key] >= FIRST and key not in self.tried and len(self.recordings) < MOST and not self.failed:
-            self.tried.add(key)
-            if self.room():
-                self.record(key, inputs)
+        due = self.seen[key] >= FIRST and key not in self.tried and len(self.recordings) < MOST and not self.failed
+        with beside(self.stream):
+            if not due:
+                return self.work(inputs)
+            with unmasked(), watched() as seen:
+                out = self.work(inputs)
+        self.decide(key, inputs, seen)
         return out
+
+    def decide(self, key: object, inputs: Inputs, seen: Watch) -> None:
+        """Record the work for inputs of these shapes, unless what was seen of it speaks against that."""
+        if seen.reads:
+            self.fail(f"the work reads numbers back from the card ({seen.reads})")
+        elif self.how != "on" and not seen.pays:
+            self.tried[key] = AHEAD
+        elif not self.room():
+            self.tried[key] = CROWDED
+        else:
+            self.tried[key] = ""
+            self.record(key, inputs)
 
     def forget(self) -> None:
         """Begin anew: what recordings read or write is elsewhere now."""
@@ -149,7 +173,10 @@ class Recorder:
             self.recordings[key] = self.made(inputs)
             self.gradients = [value.grad for value in self.trained]
         except Exception as error:  # whatever a model does that cannot be recorded
-            self.fail(error, fresh)
+            for value in fresh:
+                value.grad = None
+            cause = error.__context__  # the end of a recording only says that it failed
+            self.fail(reason(cause if isinstance(cause, Exception) else error), error)
         self.seconds += time.perf_counter() - started
 
     def made(self, inputs: Inputs) -> Recording:
@@ -160,34 +187,12 @@ class Recorder:
         self.pool, self.held = made.pool, self.held + torch.cuda.memory_reserved() - before
         return made
 
-    def fail(self, error: Exception, fresh: Sequence[nn.Parameter]) -> None:
-        """Go on as it comes, or not at all; parameters that had no gradient have none."""
-        for value in fresh:
-            value.grad = None
+    def fail(self, why: str, error: Exception | None = None) -> None:
+        """Go on as it comes, or not at all."""
         self.forget()
-        first = error.__context__ if isinstance(error.__context__, Exception) else error  # the end of a recording only says that it failed
-        self.failed = f"steps are not recorded as CUDA graphs: {reason(first)}"
+        self.failed = f"{UNRECORDED}: {why}"
         if self.strict:
             raise TrainingError(f"{self.failed}. Train with cuda_graphs off, or without strict") from error
-
-
-class Graph:
-    """A CUDA graph of the work, and the copies of its inputs."""
-
-    def __init__(self, work: Work, inputs: Inputs, pool: Any, stream: Any) -> None:
-        self.inputs = {name: value.clone() for name, value in inputs.items()}
-        self.graph = torch.cuda.CUDAGraph()
-        torch.cuda.synchronize()
-        with unmasked(), torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            self.output = work(self.inputs)
-        self.pool = self.graph.pool()
-
-    def play(self, inputs: Inputs) -> Tensor:
-        """Copy the inputs in, play, and copy the output out."""
-        for name, value in inputs.items():
-            self.inputs[name].copy_(value, non_blocking=True)
-        self.graph.replay()
-        return self.output.clone()
 
 
 def needed() -> int:
@@ -195,44 +200,9 @@ def needed() -> int:
     return torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
 
 
-@contextmanager
-def beside(stream: Any) -> Iterator[None]:
-    """Run the block on a stream, if one is given, between what comes before and after it on the current one."""
-    if stream is None:
-        yield
-        return
-    current = torch.cuda.current_stream()
-    stream.wait_stream(current)
-    try:
-        with torch.cuda.stream(stream):
-            yield
-    finally:
-        current.wait_stream(stream)
-
-
-@contextmanager
-def unmasked() -> Iterator[None]:
-    """Have transformers make the masks that it makes for whole rows without a mask, without looking at numbers on the device.
-
-    It looks whether rows are several texts packed together, which they are not here, and while a graph is recorded it takes for granted
-    that they are: every row would get a mask, and a slower attention.
-    """
-    from transformers import masking_utils
-
-    names = {"is_tracing": lambda *given: False, "find_packed_sequence_indices": lambda *given, **named: None}
-    before = {name: getattr(masking_utils, name) for name in names}
-    for name, value in names.items():
-        setattr(masking_utils, name, value)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(masking_utils, name, value)
-
-
 def why_not(model: nn.Module) -> str:
     """The reason why a model's steps cannot be recorded; empty if they can be tried."""
     places = {str(value.device) for value in model.parameters()}
     if len(places) > 1 or not next(iter(places)).startswith("cuda"):
-        return f"steps are not recorded as CUDA graphs: the model is on {' and '.join(sorted(places))}, and not on one GPU"
-    return "" if is_causal(model) else f"steps are not recorded as CUDA graphs: a {type(model).__name__} reads a mask"
+        return f"{UNRECORDED}: the model is on {' and '.join(sorted(places))}, and not on one GPU"
+    return "" if is_causal(model) else f"{UNRECORDED}: a {type(model).__name__} reads a mask"

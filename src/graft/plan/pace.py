@@ -11,8 +11,8 @@
     update        bytes of the optimizer's step
 
 each divided by a rate of the card; the gaps between small kernels; and no less than what the host needs to launch the work, where the step
-is not recorded as one CUDA graph (graft.train does that). The rates are shares of the vendor's figures, taken from the kernels of the rows
-at 4096 tokens in benchmarks/results/train_step-h100/table.jsonl (the sources stand beside them).
+is not recorded as one CUDA graph (graft.train does that where the host's part matters). The rates are shares of the vendor's figures, taken
+from the kernels of the rows at 4096 tokens in benchmarks/results/train_step-h100/table.jsonl (the sources stand beside them).
 """
 
 from dataclasses import dataclass
@@ -77,10 +77,15 @@ class Pace:
     host: float
 
     @property
+    def card(self) -> float:
+        """Seconds that the card needs for one batch."""
+        kernels = self.products + self.attention + self.pointwise + self.branches + self.norms + self.unpacking + self.loss
+        return SUSTAINED * kernels + self.gaps
+
+    @property
     def batch(self) -> float:
         """Seconds of one batch."""
-        kernels = self.products + self.attention + self.pointwise + self.branches + self.norms + self.unpacking + self.loss
-        return max(SUSTAINED * kernels + self.gaps, self.host)
+        return max(self.card, self.host)
 
 
 def pace(job: Job, card: Card) -> Pace:

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from graft.method import Method
 from graft.model.recorded import SPARE
 from graft.model.regional import EARNS
+from graft.model.waits import HOST
 from graft.plan.cards import Card
 from graft.plan.job import Job
 from graft.plan.memory import Memory, memory
-from graft.plan.pace import pace
+from graft.plan.pace import Pace, pace
 from graft.plan.rows import Rows
 from graft.plan.setup import Setup
 
@@ -115,11 +116,15 @@ def fitting(makes: Makes, method: Method, setup: Setup, rows: Rows, limit: int |
 def weighed(
     job: Job, method: Method, setup: Setup, rows: Rows, card: Card | None, words: tuple[str, ...], limit: int | None = None
 ) -> Iterator[Choice]:
-    """Every way of one step, with its peak and its time: training records its steps where `limit` has room for a recording."""
+    """Every way of one step, with its peak and its time: training records its steps where the host's part of them matters, if a card is
+    given, and `limit` has room for a recording.
+    """
     for way in ways(setup, earns(job, rows)):
         held = memory(job.under(way))
         roomy = limit is None or held.peak + held.step + SPARE <= limit
-        made = job.under(dataclasses.replace(way, recorded=roomy and not way.cpu))
+        launched = job.under(dataclasses.replace(way, recorded=False))
+        recorded = roomy and not way.cpu and (card is None or waits(launched, card, rows))
+        made = job.under(dataclasses.replace(way, recorded=recorded))
         said = ("blocks compiled, which the run is too short to earn back",) if way.compiled and not earns(job, rows) else ()
         yield Choice(made, method, held, update(made, card, rows) if card else None, words + said)
 
@@ -132,13 +137,24 @@ def earns(job: Job, rows: Rows) -> bool:
     return not rows.count or total * job.facts.layers * job.facts.block >= EARNS
 
 
+def waits(job: Job, card: Card, rows: Rows) -> bool:
+    """Whether the host's part of a step that it launches kernel by kernel is large enough to record it."""
+    timed = typical(job, card, rows)
+    return timed.host > HOST * timed.card
+
+
 def update(job: Job, card: Card, rows: Rows) -> float:
-    """Seconds of an optimizer's update: batches as long as the rows are on average, not as the longest."""
+    """Seconds of an optimizer's update."""
+    timed = typical(job, card, rows)
+    return job.setup.accum * timed.batch + timed.update
+
+
+def typical(job: Job, card: Card, rows: Rows) -> Pace:
+    """How long a batch takes that is as long as the rows are on average, not as the longest."""
     setup = job.setup
     multiple = ROUND if setup.compiled else 1
     length = max(1, round(rows.padded(setup.batch, setup.tokens, WINDOW, multiple))) if rows.source else setup.tokens
-    timed = pace(job.under(dataclasses.replace(setup, tokens=length, supervised=rows.supervised)), card)
-    return setup.accum * timed.batch + timed.update
+    return pace(job.under(dataclasses.replace(setup, tokens=length, supervised=rows.supervised)), card)
 
 
 def smallest(makes: Makes, method: Method, setup: Setup, rows: Rows) -> int:

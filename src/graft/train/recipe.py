@@ -3,8 +3,9 @@
 The learning rate rises linearly to its peak during `warmup` (a fraction of the steps), then falls to zero in a line or half
 a cosine, or stays. `seconds_per_step` is the median over the steps after the first two, evaluation not counted. Tokens are
 all tokens that are not padding. Compiling the model's blocks (graft.model.regional) is on where it pays ("auto": a GPU, and enough work),
-"on" or "off"; so is recording steps as CUDA graphs (graft.model.recorded; "auto": on a GPU with room for it). Low-rank branches are fused
-with their products (graft.model.fused) unless `fuse` is False: the plain way, to compare with. `strict`: what cannot run so is an error.
+"on" or "off"; so is recording steps as CUDA graphs (graft.model.recorded; "auto": on a GPU that has room for it, where the host needs more
+than half of the card's time to launch a step). Low-rank branches are fused with their products (graft.model.fused) unless `fuse` is False:
+the plain way, to compare with. `strict`: what cannot run so is an error.
 """
 
 import math
