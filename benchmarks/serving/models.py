@@ -1,5 +1,6 @@
 """The base and its adapters: random weights in the shapes that a point names."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -31,15 +32,15 @@ def base(shape: str) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def adapters(model: Any) -> list[Adapter]:
+def adapters(model: Any, kinds: Iterable[Any] = KINDS, std: float = ADAPTER_STD) -> list[Adapter]:
     """One of each kind: adapters that hold the same values take as much memory and time as others, each in a slot of its own."""
     made = []
-    for number, method in enumerate(KINDS):
+    for number, method in enumerate(kinds):
         host = graft.adapt(model, method, seed=number)
         generator = torch.Generator(device=model.device).manual_seed(number)
         with torch.no_grad():
             for value in host.parameters():
-                value.add_(torch.empty_like(value).normal_(std=ADAPTER_STD, generator=generator))
+                value.add_(torch.empty_like(value).normal_(std=std, generator=generator))
         made.append(host.adapter())
         host.detach()
     return made

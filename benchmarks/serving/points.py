@@ -23,6 +23,8 @@ SHAPES: dict[str, dict[str, Any]] = {
               "vocab_size": 2000},
     "tiny": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
              "vocab_size": 128},
+    "pairs": {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
+              "vocab_size": 512, "initializer_range": 0.06},
 }  # fmt: skip
 KINDS: tuple[Any, ...] = (
     LoRA(r=8), LoRA(r=64), DoRA(r=16), IA3(), Bottleneck(size=64), BiasOnly(add=True), Prefix(n=16), Prompt(n=16, init_embeds="random"),
