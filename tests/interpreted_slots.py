@@ -76,10 +76,14 @@ def check_behind(tokens, inputs, out, spec, read, spare):
 if __name__ == "__main__":
     assert launch.INTERPRETED
     torch.manual_seed(0)
+    check(*CASES[1])  # with counters of its own
+    launch.keep(torch.device("cpu"))
     for case in CASES:
         check(*case)
     check_behind(5, 300, 33, ((1, 8, 0), (2, 17, 0)), ((3, 5, 1), (4, 9, 2)), 1)
     check_behind(70, 40, 400, ((1, 33, 0),), ((3, 64, 1),), 0)
     check_behind(2, 24, 50, (), ((3, 7, 1), (5, 2, 1)), 0)
-    assert not launch.kept_counters(torch.device("cpu"), 0).any()
+    (kept,) = launch.KEPT.values()
+    assert not kept.any()
+    assert launch.counters(kept, 3) is kept
     print("all agree")

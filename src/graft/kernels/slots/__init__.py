@@ -5,11 +5,12 @@ y'[t] = c[s] y[t] + act(x[t] A[s]^T + a[s]) B[s]^T + b[s]        s: the slot of 
 
 import importlib.util
 
+import torch
 from torch import Tensor
 
 from graft.kernels.slots.stack import GROUP, Stack
 
-__all__ = ["GROUP", "Stack", "run", "takes"]
+__all__ = ["GROUP", "Stack", "keep", "run", "takes"]
 TRITON = importlib.util.find_spec("triton") is not None
 if TRITON:
     from graft.kernels.slots import launch
@@ -18,6 +19,12 @@ if TRITON:
 def takes(y: Tensor) -> bool:
     """Whether kernels run on outputs like these."""
     return TRITON and launch.takes(y)
+
+
+def keep(device: torch.device) -> None:
+    """Make what launches on a card's current stream share; to be called before any CUDA graph is recorded on it (launch.keep)."""
+    if TRITON and device.type == "cuda":
+        launch.keep(device)
 
 
 def run(stack: Stack, s: Tensor, x: Tensor | None, ys: list[Tensor]) -> list[Tensor]:

@@ -18,12 +18,15 @@ HALVES = (torch.float16, torch.bfloat16)
 AT_ONCE = 3  # modules that one launch takes
 NAMES = ("relu", "gelu", "silu", "tanh", "gelu_tanh", "leaky_relu")
 LONGEST = 64  # tokens of a tile
-SHRINK = {16: (16, 256, 264), 32: (16, 256, 264), 64: (16, 256, 132), None: (32, 128, 132)}
-"""Of `shrink`, by the tokens of its only tile (None: more tiles): columns of a program, inputs of a step, programs to have at least."""
-MOST_PARTS = 16  # of a sum over inputs: one program adds them up
-EXPAND = {16: (32, 128, 4, 2), 32: (32, 128, 4, 2), 64: (64, 128, 4, 2), None: (128, 32, 8, 3)}
+SHRINK = {16: (16, 256, 264, 16), 32: (16, 256, 264, 16), 64: (16, 256, 132, 8), None: (32, 256, 132, 16)}
+"""Of `shrink`, by the tokens of its only tile (None: more tiles): columns of a program, inputs of a step, programs to have at least, and
+parts of a sum at most, which one program adds up.
+"""
+EXPAND = {16: (32, 128, 4, 2), 32: (32, 128, 4, 2), 64: (64, 128, 4, 2), None: (128, 32, 4, 3)}
 """Of `expand`, by the same: outputs of a program, columns of a step at most, warps, stages. Measured on an H100."""
 COUNTERS = 1 << 16
+KEPT: dict[tuple[torch.device, int], Tensor] = {}
+"""Counters by device and stream."""
 
 
 def takes(y: Tensor) -> bool:
@@ -49,10 +52,10 @@ def shrink(stack: Stack, s: Tensor, x: Tensor, y: Tensor) -> Tensor:
     assert stack.of is not None
     D, first, columns = (A, 0, len(A)) if behind is None else (behind, stack.first, len(stack.of))
     height = rows_of(tokens)
-    block, inputs, programs = SHRINK[height if tokens <= height else None]
+    block, inputs, programs, most = SHRINK[height if tokens <= height else None]
     grid = -(-tokens // height), -(-columns // block)
     steps = [-(-value.shape[1] // inputs) for value in (A, D)]
-    parts = max(1, min(-(-programs // (grid[0] * grid[1])), max(steps), MOST_PARTS))
+    parts = max(1, min(-(-programs // (grid[0] * grid[1])), max(steps), most))
     spans = [-(-count // parts) * inputs for count in steps]
     parts = max(-(-value.shape[1] // span) for value, span in zip((A, D), spans, strict=True))
     h = x.new_empty(tokens, columns)
@@ -105,14 +108,21 @@ def rows_of(tokens: int) -> int:
     return min(LONGEST, max(16, 1 << (tokens - 1).bit_length()))
 
 
-@functools.cache
-def kept_counters(device: torch.device, stream: int) -> Tensor:
-    """Zeros that the kernels of one stream leave as zeros."""
-    return torch.zeros(COUNTERS, dtype=torch.int32, device=device)
+def keep(device: torch.device) -> None:
+    """Let all launches on the device's current stream, recorded or not, use the same counters, made here.
+
+    They must not be made while recording, or where graphs have their memory: a graph that was recorded before writes over what is free now.
+    """
+    zeros = torch.zeros(COUNTERS, dtype=torch.int32, device=device)
+    KEPT[zeros.device, stream_of(zeros)] = zeros
 
 
 def counters(x: Tensor, count: int) -> Tensor:
-    """So many zeros [int32] for the kernel that runs next on this stream; a recorded graph keeps to the stream that it was recorded on."""
-    if count > COUNTERS:
-        return torch.zeros(count, dtype=torch.int32, device=x.device)
-    return kept_counters(x.device, torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0)
+    """So many zeros [int32] for the kernel that runs next, which leaves them as zeros: those of its stream, if it has any."""
+    kept = KEPT.get((x.device, stream_of(x)))
+    return torch.zeros(count, dtype=torch.int32, device=x.device) if kept is None or count > COUNTERS else kept
+
+
+def stream_of(x: Tensor) -> int:
+    """The number of the current stream of a tensor's device."""
+    return int(torch.cuda.current_stream(x.device).cuda_stream) if x.is_cuda else 0

@@ -9,6 +9,7 @@ import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
 
+from graft.kernels import slots
 from graft.model.attention import set_attention
 from graft.serve.batching.paging import NAME, Paging, pages_for, suits
 from graft.serve.batching.versions import NAMES, minor
@@ -144,6 +145,9 @@ class Manager(ContinuousBatchingManager):  # type: ignore[misc]
         processor = super()._create_batch_processor()
         if processor is not known:
             wire(processor, self.batching, self.logit_processor)
+            stream = processor.inputs_and_outputs.compute_stream
+            with nullcontext() if stream is None else torch.cuda.stream(stream):
+                slots.keep(self.model.device)
             if self.batching.paging is not None and self.batching.room.warm:
                 warm(processor, self.model, self.batching.paging)
         return processor
