@@ -195,12 +195,12 @@ RULES = (
         RESULTS, wants("storage"), favours=("ia3", "norms"), asked=True,
     ),
     Rule(
-        "training the last layers takes half the time of any other method (0.552 of the frozen limit, LoRA 1.103): no gradient goes "
+        "training the last layers takes half the time of any other method (0.553 of the frozen limit, LoRA 1.077): no gradient goes "
         "through the blocks below",
         PERFORMANCE, wants("speed"), favours=("last-k",), asked=True,
     ),
     Rule(
-        "its step is the dearest (1.216 of the frozen limit, LoRA 1.103)",
+        "its step is the dearest (1.158 of the frozen limit, LoRA 1.077)",
         PERFORMANCE, wants("speed"), against=("dora",), asked=True,
     ),
     Rule(

@@ -8,7 +8,8 @@ A step has three moments at which most can be held, and the peak is the largest:
     update      the gradients and nothing of the forward pass
 
 With checkpointing all blocks keep their input alone, and the one whose backward pass runs all that a block keeps. With several batches an
-update the gradients are there from the start. The base, the trained values and their optimizer's states always are.
+update, and where the step is recorded, the gradients are there from the start, and a block's new ones until they are added. The base, the
+trained values and their optimizer's states always are.
 
 What a block's backward pass works with is 3 f + 2 d values a token: the gradients of the MLP's inner activation, of gate and up, of what
 enters and leaves; one f more where the down projection has a branch, for the inner activation itself. On a base in 4 bits the largest dense
@@ -67,11 +68,11 @@ class Memory:
 def memory(job: Job) -> Memory:
     """The peak of a training step."""
     facts, setup, positions = job.facts, job.setup, job.positions
-    kept = [each * positions for each in activations.blocks(facts, job.forms, setup, entered=job.entered)]
-    stored = boundary(facts, kept, setup, positions)
+    held = [each * positions for each in activations.blocks(facts, job.forms, setup, entered=job.entered)]
+    stored = boundary(facts, held, setup, positions)
     gradients, margins = trained.masters(job.every), weights.margins(facts, job.forms, setup)
     always = (weights.base(facts, setup), gradients + margins + trained.norms(job.forms))
-    states, early = trained.states(job.every, setup.optimizer), gradients if setup.accum > 1 else 0
+    states, early = trained.states(job.every, setup.optimizer), gradients if kept(setup) else 0
     libraries = (0 if setup.cpu else WORKSPACE) + (REPLAYED * facts.layers if margins else 0)
     frozen = not any(site.role == "head" or (facts.tied and site.role == "embedding") for site, _ in job.forms)
     final, copies = final_norm(facts, setup) * positions, copied(job)
@@ -81,16 +82,22 @@ def memory(job: Job) -> Memory:
     working_on = max(working(job) * positions, narrow(job) * positions + dense)
     below = sum(stored)
     for number in reversed(range(facts.layers)):
-        if not kept[number]:
+        if not held[number]:
             break
         below -= stored[number]
         room, name = libraries + 2 * largest[number], f"backward of block {number}"
-        moments.append(Memory(*always, max(early, done), states, below + kept[number] + copies, 0, room + working_on, name))
+        moments.append(Memory(*always, max(early, done), states, below + held[number] + copies, 0, room + working_on, name))
         done += whole[number]
-        moments.append(Memory(*always, max(early, done), states, below + facts.width * setup.bytes * positions, 0, room + dense, name))
+        new = early + whole[number] if kept(setup) else done
+        moments.append(Memory(*always, new, states, below + facts.width * setup.bytes * positions, 0, room + dense, name))
     if setup.optimizer:
         moments.append(Memory(*always, gradients, states, 0, 0, libraries, "update"))
     return max(moments, key=lambda moment: moment.peak)
+
+
+def kept(setup: Setup) -> bool:
+    """Whether gradients are added to ones that stay (graft.model.recorded), instead of being made when they are there."""
+    return setup.recorded or setup.accum > 1
 
 
 def by_block(job: Job) -> tuple[list[int], int]:

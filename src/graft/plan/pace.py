@@ -8,11 +8,12 @@
     norms         bytes of the weights that the row norms of scaled sums are taken of, once a step
     unpacking     bytes of weights in 4 bits, read packed and written dense, in every pass
     loss          bytes of the logits and what is made of them
+    gradients     bytes of gradients that are added to those that stay, where the step is recorded or several batches make an update
     update        bytes of the optimizer's step
 
 each divided by a rate of the card; the gaps between small kernels; and no less than what the host needs to launch the work, where the step
 is not recorded as one CUDA graph (graft.train does that where the host's part matters). The rates are shares of the vendor's figures, taken
-from the kernels of the rows at 4096 tokens in benchmarks/results/train_step-h100/table.jsonl (the sources stand beside them).
+from the kernels of rows at 4096 tokens (the sources stand beside them).
 """
 
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from graft.plan import loss, weights
 from graft.plan.activations import PLACES
 from graft.plan.cards import Card
 from graft.plan.job import Job
+from graft.plan.memory import kept
 from graft.site import SUBLAYERS
 
 SUSTAINED = 1.07
@@ -36,8 +38,8 @@ NARROW = 0.7
 """Of that with heads of 64 instead of 128; not measured here."""
 POINTWISE = 2.79e12 / 3.35e12
 """50 GB in 17.9 ms (limit)."""
-SKINNY = 1.65e12 / 3.35e12
-"""23.4 GB in 14.5 ms (LoRA), 34.5 GB in 20.4 ms (DoRA)."""
+SKINNY = 1.97e12 / 3.35e12
+"""23.4 GB in 12.2 ms (LoRA), 34.5 GB in 16.8 ms (DoRA)."""
 READING = 2.0e12 / 3.35e12
 """13 GB of weights in 6.5 ms (DoRA's norms)."""
 BACK = 1.44
@@ -56,6 +58,7 @@ host's work, not the card's: by another host, or beside other work, they took fr
 """
 UNPACKED_BYTES = 2.5  # of each weight in 4 bits: half a byte and its scale read, two written
 LOSS_BYTES = 34  # of each logit: made, widened, summed, subtracted, exponentiated, narrowed
+ADDED_BYTES = 12  # of each gradient that is added to another: two read, one written
 UPDATE_BYTES = 28  # of each trained value: master, gradient and two states read, three written
 
 
@@ -72,6 +75,7 @@ class Pace:
     norms: float
     unpacking: float
     loss: float
+    gradients: float
     gaps: float
     update: float
     host: float
@@ -80,6 +84,7 @@ class Pace:
     def card(self) -> float:
         """Seconds that the card needs for one batch."""
         kernels = self.products + self.attention + self.pointwise + self.branches + self.norms + self.unpacking + self.loss
+        kernels += self.gradients
         return SUSTAINED * kernels + self.gaps
 
     @property
@@ -105,6 +110,7 @@ def pace(job: Job, card: Card) -> Pace:
         norms=normed / (read * READING),
         unpacking=(forward + back) * UNPACKED_BYTES * facts.packs / (read * READING) if setup.nf4 else 0.0,
         loss=LOSS_BYTES * facts.vocabulary * rows / (read * POINTWISE),
+        gradients=ADDED_BYTES * job.trained / read if kept(setup) else 0.0,
         update=UPDATE_BYTES * job.trained / read if setup.optimizer else 0.0,
         gaps=GAPS * runs,
         host=0.0 if setup.recorded else HOST * runs + (HOST_BRANCHES * layers if branches else 0.0),
