@@ -10,6 +10,7 @@ was not seen; one line of JSON is appended to the output either way.
 """
 
 import argparse
+import copy
 import json
 import random
 import sys
@@ -66,8 +67,9 @@ def served(
 def shown(one: dict[str, Any]) -> str:
     """A pair in words."""
     missing = f"  NOT SEEN: {', '.join(one['missing'])}" if one["missing"] else ""
+    gap = f"(gap {one['worst']:.3f}, noise {one['noise']:.3f})"
     return (
-        f"{' / '.join(one['pair']):32}{one['tokens']:4} tokens {one['wrong']:3} wrong {one['other']:3} other (gap {one['worst']:.3f})"
+        f"{' / '.join(one['pair']):32}{one['tokens']:4} tokens {one['wrong']:3} wrong {one['other']:3} other {gap}"
         f"{one['shared']:5} shared {one['evictions']:2} evicted, {one['replayed']:2} of {one['steps']} steps replayed{missing}"
     )
 
@@ -79,10 +81,13 @@ def main(given: list[str] | None = None) -> int:
     model = spread(models.base("pairs"))
     adapters = made(model)
     alone, asked, ran = served(model, adapters, chosen)
+    exact = copy.deepcopy(model).float()
     for name in (None, *adapters):
-        judge(model, name, None if name is None else adapters[name], alone + asked)
+        judge(model, exact, name, None if name is None else adapters[name], alone + asked)
     lines = [one.line for one in asked]
-    sums = {what: sum(line[what] for line in lines) for what in SUMS} | {"worst": max(line["worst"] for line in lines)}
+    sums = {what: sum(line[what] for line in lines) for what in SUMS} | {
+        what: max(line[what] for line in lines) for what in ("worst", "noise")
+    }
     sums |= {"pairs": len(lines), "alone_wrong": sum(one.wrong for one in alone), "alone_tokens": sum(one.tokens for one in alone)}
     same = sorted(set(ADAPTERS) - unlike(alone + asked))
     lacking = [*(f"{kind} answers as the base does" for kind in same), *(what for line in lines for what in line["missing"])]

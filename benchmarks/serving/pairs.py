@@ -1,9 +1,13 @@
 """The law of serving, pair by pair: what is asked of two methods at once, what the engine is seen to do meanwhile, and who judges it.
 
-Both answers are greedy. The judge is a forward of the adapter alone, live in the model, without slots and without a cache, over the text
-and the engine's own tokens. With p(t) the probability that it gives a token after those before it, best the likeliest:
+Both answers are greedy. The judge is a forward of the adapter alone in float32, live in the model, without slots and without a cache, over
+the text and the engine's own tokens. With p(t) the probability that it gives a token after those before it, best the likeliest, and q(t)
+what the same forward gives in the engine's dtype:
 
-    gap = log p(best) - log p(token)        wrong: another token, gap > TOLERANCE      other: another token within it, as rounding gives
+    gap = log p(best) - log p(token)        noise = max over t of |log p(t) - log q(t)|, what rounding alone does there
+    wrong: another token, gap > max(TOLERANCE, 2 noise)                               other: another token within that
+
+An engine whose log-probabilities are within noise of the exact ones never chooses a token whose gap is more than twice that.
 """
 
 import itertools
@@ -100,6 +104,7 @@ class Asked:
     wrong: int = 0
     other: int = 0
     worst: float = 0.0
+    noise: float = 0.0
     missing: list[str] = field(default_factory=list)
 
     @property
@@ -107,7 +112,14 @@ class Asked:
         """As it is reported."""
         numbers = {name: getattr(self, name) for name in ("tokens", "wrong", "other", "shared", "evictions", "steps", "replayed")}
         seen = {name: name not in self.missing for name in ("together", "chunked")}
-        return {"pair": [name or "base" for name in self.names], **numbers, **seen, "worst": round(self.worst, 4), "missing": self.missing}
+        return {
+            "pair": [name or "base" for name in self.names],
+            **numbers,
+            **seen,
+            "worst": round(self.worst, 4),
+            "noise": round(self.noise, 4),
+            "missing": self.missing,
+        }
 
 
 def made(model: Any) -> dict[str, Adapter]:
@@ -152,23 +164,28 @@ def ask(engine: Engine, steps: Steps, names: tuple[str | None, ...], ids: list[i
 
 
 @torch.no_grad()
-def judge(model: Any, name: str | None, adapter: Adapter | None, asked: Sequence[Asked]) -> None:
-    """Add to each text what the adapter alone says of the answer under its name."""
+def judge(model: Any, exact: Any, name: str | None, adapter: Adapter | None, asked: Sequence[Asked]) -> None:
+    """Add to each text what the adapter alone says of the answer under its name; `exact` is the model in float32."""
     rows = [(one, answer) for one in asked for whose, answer in zip(one.names, one.answers, strict=True) if whose == name]
     if not rows:
         return
-    adapted = None if adapter is None else Adapted(Wiring(model), adapter)  # live, as in training: no slot runs
     whole = torch.tensor([one.ids + answer for one, answer in rows], device=model.device)
+    found, rounded = (said_by(each, adapter, whole) for each in (exact, model))
+    said, best = whole[:, -NEW:], found.max(-1)
+    gaps, noise = best.values - found.gather(-1, said[..., None])[..., 0], (found - rounded).abs().amax(-1)
+    differs, within = best.indices != said, gaps <= (2 * noise).clamp_min(TOLERANCE)  # of a gap that is no number: not within
+    for (one, _), gap, wrong, other, rounding in zip(rows, gaps, differs & ~within, differs & within, noise, strict=True):
+        one.tokens, one.worst, one.noise = one.tokens + NEW, max(one.worst, float(gap.max())), max(one.noise, float(rounding.max()))
+        one.wrong, one.other = one.wrong + int(wrong.sum()), one.other + int(other.sum())
+
+
+def said_by(model: Any, adapter: Adapter | None, whole: Tensor) -> Tensor:
+    """The log-probabilities of the last NEW tokens of each row [rows, NEW, V], by the adapter live in a model, as in training: no slot."""
+    adapted = None if adapter is None else Adapted(Wiring(model), adapter)
     logits = model(input_ids=whole, use_cache=False).logits[:, -NEW - 1 : -1].float()
     if adapted is not None:
         adapted.detach()
-    said = whole[:, -NEW:]
-    best = logits.log_softmax(-1).max(-1)
-    gaps = best.values - logits.log_softmax(-1).gather(-1, said[..., None])[..., 0]
-    differs, within = best.indices != said, gaps <= TOLERANCE  # of a gap that is no number: not within
-    for (one, _), gap, wrong, other in zip(rows, gaps, differs & ~within, differs & within, strict=True):
-        one.tokens, one.worst = one.tokens + NEW, max(one.worst, float(gap.max()))
-        one.wrong, one.other = one.wrong + int(wrong.sum()), one.other + int(other.sum())
+    return logits.log_softmax(-1)
 
 
 def unlike(asked: Sequence[Asked]) -> set[str]:
