@@ -15,6 +15,7 @@ from graft.kernels.slots import reference
 from graft.model.bands import Band
 from graft.model.chains import Chain
 from graft.serve import Engine, Room
+from graft.serve.batching import manager
 from test_serve import GREEDY, NEW, adapter, alone, base, called, loaded, prompt
 
 SERVED = (
@@ -124,6 +125,19 @@ def test_a_sublayer_that_returns_another_tensor_runs_apart(launched):
             assert engine.submit(prompt(9), setting, GREEDY).result(60).ids == alone(setting, prompt(9))
         found = {chain.paths[1] for chain in chains(engine)}
         assert found == {f"model.layers.{layer}.{part}" for layer in range(2) for part in ("self_attn", "mlp")} - {"model.layers.0.mlp"}
+
+
+def test_an_engine_makes_what_kernels_share_before_it_runs_anything(monkeypatch):
+    """Within the memory of CUDA graphs an earlier graph would write over it: seen on a card alone."""
+    seen = []
+    model = base()
+    model.register_forward_pre_hook(lambda module, args: seen.append("forward"))
+    monkeypatch.setattr(manager.slots, "keep", lambda device: seen.append(("keep", device)))
+    with Engine(model, slots=2, room=Room(cached=512, batch=24, requests=4, page=4)) as engine:
+        engine.submit(prompt(9), None, GREEDY).result(60)
+    assert seen[0] == ("keep", model.device)
+    assert seen.count(("keep", model.device)) == 1
+    assert "forward" in seen
 
 
 def greedy(model, ids, new=NEW):
