@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 
 import torch
+import triton.language as tl
 from torch import Tensor
 
 from graft.kernels.slots import tiles
@@ -60,9 +61,10 @@ def shrink(stack: Stack, s: Tensor, x: Tensor, y: Tensor) -> Tensor:
     parts = max(-(-value.shape[1] // span) for value, span in zip((A, D), spans, strict=True))
     h = x.new_empty(tokens, columns)
     partial = h if parts == 1 else x.new_empty((parts, tokens, columns), dtype=torch.float32)
+    done = counters(x, grid[0] * grid[1]) if parts > 1 else h  # of a sum in one part nobody counts the parts
     codes = dict(zip(NAMES, (-1 for _ in NAMES), strict=True)) | {name: code for code, name in stack.acts}
     tiles.shrink[(*grid, parts)](
-        x, A, y, D, A if stack.a is None else stack.a, stack.of, stack.act, s, h, partial, counters(x, grid[0] * grid[1]), tokens, columns,
+        x, A, y, D, A if stack.a is None else stack.a, stack.of, stack.act, s, h, partial, done, tokens, columns,
         A.shape[1], spans[0], x.stride(0), D.shape[1], spans[1], y.stride(0), first, BT=height, BC=block, BK=inputs, PARTS=parts,
         BEHIND=behind is not None, SHIFTED=stack.a is not None,
         **{name.removesuffix("_relu").upper(): code for name, code in codes.items() if name in NAMES}, FLOAT=INTERPRETED,
@@ -99,8 +101,9 @@ def soon(x: Tensor, follows: bool) -> dict[str, bool]:
 
 @functools.cache
 def is_early(device: torch.device) -> bool:
-    """Whether a card starts kernels early: NVIDIA's from Hopper on."""
-    return torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (9, 0)
+    """Whether a card starts kernels early, NVIDIA's from Hopper on, and this Triton knows how."""
+    known = torch.version.cuda is not None and hasattr(tl.extra.cuda, "gdc_wait")
+    return known and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def rows_of(tokens: int) -> int:
