@@ -8,10 +8,11 @@ torch.use_deterministic_algorithms(True)  # memory that nobody has written to is
 ACTS = tuple(enumerate(("identity", *launch.NAMES)))
 CASES = (  # tokens, inputs, outputs of each module, (slot, rank, activation) of the columns of each module, spare columns
     (1, 24, (40,), ((1, 3, 0),), 2),
-    (5, 300, (33,), ((1, 8, 0), (2, 17, 1), (4, 5, 2), (3, 4, 3), (6, 2, 4), (7, 2, 5), (8, 1, 6)), 5),
+    (5, 1100, (33,), ((1, 8, 0), (2, 17, 1), (4, 5, 2), (3, 4, 3), (6, 2, 4), (7, 2, 5), (8, 1, 6)), 5),
     (70, 130, (64, 20, 20), ((2, 8, 0), (69, 33, 0), (130, 16, 3), (5, 2, 0)), 0),
     (150, 64, (200, 7), ((1, 64, 0), (3, 1, 2)), 3),
     (33, 16, (130,), (), 0),
+    (2, 16, (8200,), ((1, 3, 0),), 0),
 )
 
 
@@ -76,11 +77,12 @@ def check_behind(tokens, inputs, out, spec, read, spare):
 if __name__ == "__main__":
     assert launch.INTERPRETED
     torch.manual_seed(0)
+    assert launch.SHRINK[16][1] * 2 * launch.SHRINK[16][4] <= CASES[1][1], "no sum is cut into parts"
     check(*CASES[1])  # with counters of its own
     launch.keep(torch.device("cpu"))
     for case in CASES:
         check(*case)
-    check_behind(5, 300, 33, ((1, 8, 0), (2, 17, 0)), ((3, 5, 1), (4, 9, 2)), 1)
+    check_behind(5, 1100, 33, ((1, 8, 0), (2, 17, 0)), ((3, 5, 1), (4, 9, 2)), 1)
     check_behind(70, 40, 400, ((1, 33, 0),), ((3, 64, 1),), 0)
     check_behind(2, 24, 50, (), ((3, 7, 1), (5, 2, 1)), 0)
     (kept,) = launch.KEPT.values()

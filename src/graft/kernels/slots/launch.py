@@ -4,6 +4,7 @@ Under Triton's interpreter (TRITON_INTERPRET=1) the same kernels run on a CPU, i
 """
 
 import functools
+import math
 import os
 from collections.abc import Sequence
 
@@ -19,12 +20,17 @@ HALVES = (torch.float16, torch.bfloat16)
 AT_ONCE = 3  # modules that one launch takes
 NAMES = ("relu", "gelu", "silu", "tanh", "gelu_tanh", "leaky_relu")
 LONGEST = 64  # tokens of a tile
-SHRINK = {16: (16, 256, 264, 16), 32: (16, 256, 264, 16), 64: (16, 256, 132, 8), None: (32, 256, 132, 16)}
-"""Of `shrink`, by the tokens of its only tile (None: more tiles): columns of a program, inputs of a step, programs to have at least, and
-parts of a sum at most, which one program adds up.
+SHRINK = {16: (16, 256, 264, 16, 2), 32: (16, 256, 264, 16, 2), 64: (16, 256, 132, 8, 4), None: (32, 256, 132, 16, 1)}
+"""Of `shrink`, by the tokens of its only tile (None: more tiles): columns of a program, inputs of a step, programs to have at least,
+parts of a sum at most, which one program adds up, and steps of a part at least.
 """
-EXPAND = {16: (32, 128, 4, 2), 32: (32, 128, 4, 2), 64: (64, 128, 4, 2), None: (128, 32, 4, 3)}
-"""Of `expand`, by the same: outputs of a program, columns of a step at most, warps, stages. Measured on an H100."""
+FEW = ((8192, (32, 256, 4, 2)), (math.inf, (64, 64, 4, 2)))
+EXPAND = {16: FEW, 32: FEW, 64: ((4224, (32, 256, 4, 2)), (8192, (64, 128, 4, 2)), (math.inf, (128, 64, 4, 2))),
+          None: ((math.inf, (128, 32, 4, 3)),)}  # fmt: skip
+"""Of `expand`, by the same and by how many outputs there are at most: outputs of a program, columns of a step at most, warps, stages.
+
+Measured on an H100 within layers of 4096 by 14336. 4224 outputs are one program for each of its processors.
+"""
 COUNTERS = 1 << 16
 KEPT: dict[tuple[torch.device, int], Tensor] = {}
 """Counters by device and stream."""
@@ -53,10 +59,10 @@ def shrink(stack: Stack, s: Tensor, x: Tensor, y: Tensor) -> Tensor:
     assert stack.of is not None
     D, first, columns = (A, 0, len(A)) if behind is None else (behind, stack.first, len(stack.of))
     height = rows_of(tokens)
-    block, inputs, programs, most = SHRINK[height if tokens <= height else None]
+    block, inputs, programs, most, least = SHRINK[height if tokens <= height else None]
     grid = -(-tokens // height), -(-columns // block)
     steps = [-(-value.shape[1] // inputs) for value in (A, D)]
-    parts = max(1, min(-(-programs // (grid[0] * grid[1])), max(steps), most))
+    parts = max(1, min(-(-programs // (grid[0] * grid[1])), max(steps) // least, most))
     spans = [-(-count // parts) * inputs for count in steps]
     parts = max(-(-value.shape[1] // span) for value, span in zip((A, D), spans, strict=True))
     h = x.new_empty(tokens, columns)
@@ -78,7 +84,8 @@ def expand(stack: Stack, s: Tensor, h: Tensor, ys: Sequence[Tensor], out: Tensor
     tokens, count = len(s), len(ys)
     height = rows_of(tokens)
     width = 0 if stack.B is None else stack.B.shape[1]
-    side, most, warps, stages = EXPAND[height if tokens <= height else None]
+    rows = sum(stack.outs)
+    side, most, warps, stages = next(tile for end, tile in EXPAND[height if tokens <= height else None] if rows <= end)
     step = max(16, min(most, 1 << (width - 1).bit_length() if width else 0))  # all in one, if possible: they are read before h is there
     blocks = [-(-size // side) for size in stack.outs]
     ends = [sum(stack.outs[: place + 1]) for place in range(count)]
