@@ -13,6 +13,8 @@ CASES = (  # tokens, inputs, outputs of each module, (slot, rank, activation) of
     (150, 64, (200, 7), ((1, 64, 0), (3, 1, 2)), 3),
     (33, 16, (130,), (), 0),
     (2, 16, (8200,), ((1, 3, 0),), 0),
+    (40, 20, (12, 30), tuple((slot, 64, slot % 3) for slot in range(1, 30)), 9),
+    (70, 20, (12, 30), tuple((slot, 40, 0) for slot in range(1, 30, 3)), 9),
 )
 
 
@@ -56,7 +58,7 @@ def check(tokens, inputs, outs, spec, spare):
 def check_behind(tokens, inputs, out, spec, read, spare):
     """Columns that read y beside those that read x, which are of other slots."""
     own, later = stack_of(inputs, (out,), spec, spare), stack_of(out, (out,), read, spare)
-    first = -(-(0 if own.of is None else len(own.of)) // 32) * 32
+    first = -(-(0 if own.of is None else len(own.of)) // 64) * 64
     more = first - (0 if own.of is None else len(own.of))
     none = torch.full((more,), -1)
     join = lambda a, pad, b: torch.cat([*([] if a is None else [a]), pad, b])  # noqa: E731
@@ -77,7 +79,7 @@ def check_behind(tokens, inputs, out, spec, read, spare):
 if __name__ == "__main__":
     assert launch.INTERPRETED
     torch.manual_seed(0)
-    assert launch.SHRINK[16][1] * 2 * launch.SHRINK[16][4] <= CASES[1][1], "no sum is cut into parts"
+    assert launch.SHRINK[32][0][1][1] * 2 * launch.SHRINK[32][0][1][4] <= CASES[1][1], "no sum is cut into parts"
     check(*CASES[1])  # with counters of its own
     launch.keep(torch.device("cpu"))
     for case in CASES:

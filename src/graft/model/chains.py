@@ -23,7 +23,7 @@ from graft.site import Site
 
 LAST = {"attention": "attention_out", "mlp": "down"}
 """The role of a sublayer, and of its last linear map."""
-ROUND = 32  # columns of the map come in such numbers before those of the sublayer
+ROUND = 64  # columns of the map come in such numbers before those of the sublayer
 
 
 class Chain:

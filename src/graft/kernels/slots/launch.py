@@ -20,16 +20,24 @@ HALVES = (torch.float16, torch.bfloat16)
 AT_ONCE = 3  # modules that one launch takes
 NAMES = ("relu", "gelu", "silu", "tanh", "gelu_tanh", "leaky_relu")
 LONGEST = 64  # tokens of a tile
-SHRINK = {16: (16, 256, 264, 16, 2), 32: (16, 256, 264, 16, 2), 64: (16, 256, 132, 8, 4), None: (32, 256, 132, 16, 1)}
-"""Of `shrink`, by the tokens of its only tile (None: more tiles): columns of a program, inputs of a step, programs to have at least,
-parts of a sum at most, which one program adds up, and steps of a part at least.
+ANY = math.inf
+Tiles = dict[int | None, tuple[tuple[float, tuple[int, ...]], ...]]
+SHRINK: Tiles = {
+    32: ((2048, (16, 256, 264, 16, 2)), (ANY, (32, 256, 264, 16, 2))),
+    64: ((2048, (32, 256, 132, 8, 2)), (ANY, (64, 128, 264, 8, 2))),
+    None: ((ANY, (32, 256, 132, 16, 1)),),
+}
+"""Of `shrink`, by the tokens of its only tile at most (None: more tiles) and how many columns there are at most: columns of a program,
+inputs of a step, programs to have at least, parts of a sum at most, which one program adds up, and steps of a part at least.
 """
-FEW = ((8192, (32, 256, 4, 2)), (math.inf, (64, 64, 4, 2)))
-EXPAND = {16: FEW, 32: FEW, 64: ((4224, (32, 256, 4, 2)), (8192, (64, 128, 4, 2)), (math.inf, (128, 64, 4, 2))),
-          None: ((math.inf, (128, 32, 4, 3)),)}  # fmt: skip
-"""Of `expand`, by the same and by how many outputs there are at most: outputs of a program, columns of a step at most, warps, stages.
+EXPAND: Tiles = {
+    32: ((8192, (32, 256, 4, 2)), (ANY, (128, 64, 4, 2))),
+    64: ((4224, (32, 256, 4, 2)), (8192, (32, 128, 4, 2)), (ANY, (128, 64, 4, 2))),
+    None: ((4224, (128, 64, 4, 2)), (ANY, (64, 64, 4, 3))),
+}
+"""Of `expand`, by the same and how many outputs there are at most: outputs of a program, columns of a step at most, warps, stages.
 
-Measured on an H100 within layers of 4096 by 14336. 4224 outputs are one program for each of its processors.
+Measured on an H100 within layers of 4096 by 14336, with 8 to 128 adapters; 4224 outputs are one program for each of its processors.
 """
 COUNTERS = 1 << 16
 KEPT: dict[tuple[torch.device, int], Tensor] = {}
@@ -59,7 +67,7 @@ def shrink(stack: Stack, s: Tensor, x: Tensor, y: Tensor) -> Tensor:
     assert stack.of is not None
     D, first, columns = (A, 0, len(A)) if behind is None else (behind, stack.first, len(stack.of))
     height = rows_of(tokens)
-    block, inputs, programs, most, least = SHRINK[height if tokens <= height else None]
+    block, inputs, programs, most, least = picked(SHRINK, tokens, columns)
     grid = -(-tokens // height), -(-columns // block)
     steps = [-(-value.shape[1] // inputs) for value in (A, D)]
     parts = max(1, min(-(-programs // (grid[0] * grid[1])), max(steps) // least, most))
@@ -84,9 +92,9 @@ def expand(stack: Stack, s: Tensor, h: Tensor, ys: Sequence[Tensor], out: Tensor
     tokens, count = len(s), len(ys)
     height = rows_of(tokens)
     width = 0 if stack.B is None else stack.B.shape[1]
-    rows = sum(stack.outs)
-    side, most, warps, stages = next(tile for end, tile in EXPAND[height if tokens <= height else None] if rows <= end)
-    step = max(16, min(most, 1 << (width - 1).bit_length() if width else 0))  # all in one, if possible: they are read before h is there
+    side, most, warps, stages = picked(EXPAND, tokens, sum(stack.outs))
+    whole = max(16, 1 << (width - 1).bit_length() if width else 0)
+    step = min(most, whole)  # all in one, if possible: they are read before h is there
     blocks = [-(-size // side) for size in stack.outs]
     ends = [sum(stack.outs[: place + 1]) for place in range(count)]
     more = AT_ONCE - count
@@ -95,8 +103,8 @@ def expand(stack: Stack, s: Tensor, h: Tensor, ys: Sequence[Tensor], out: Tensor
     tiles.expand[(-(-tokens // height), sum(blocks))](
         *ys, *[ys[0]] * more, h, B, of, c, b, s, out, tokens, count * width, width, *ends, *[ends[-1]] * more, blocks[0],
         blocks[1] if count > 1 else 0, *[y.stride(0) for y in ys], *[ys[0].stride(0)] * more, BT=height, BO=side, BC=step,
-        MODULES=count, BRANCH=stack.B is not None, SCALED=stack.c is not None, SHIFTED=stack.b is not None, FLOAT=INTERPRETED,
-        num_warps=warps, num_stages=stages, **soon(h, stack.B is not None),
+        STEPS=whole // step, SKIPS=width > step, MODULES=count, BRANCH=stack.B is not None, SCALED=stack.c is not None,
+        SHIFTED=stack.b is not None, FLOAT=INTERPRETED, num_warps=warps, num_stages=stages, **soon(h, stack.B is not None),
     )  # fmt: skip
 
 
@@ -111,6 +119,12 @@ def is_early(device: torch.device) -> bool:
     """Whether a card starts kernels early, NVIDIA's from Hopper on, and this Triton knows how."""
     known = torch.version.cuda is not None and hasattr(tl.extra.cuda, "gdc_wait")
     return known and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def picked(table: Tiles, tokens: int, size: int) -> tuple[int, ...]:
+    """The tiles for so many tokens, and columns or outputs."""
+    rows = next((most for most in table if most is not None and tokens <= most), None)
+    return next(tile for end, tile in table[rows] if size <= end)
 
 
 def rows_of(tokens: int) -> int:

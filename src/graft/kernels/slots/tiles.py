@@ -139,6 +139,16 @@ def owners(of, column, width):
 
 
 @triton.jit
+def needed(of, width, word, GROUPS: tl.constexpr, STEPS: tl.constexpr):
+    """Which steps of columns have one that is wanted: a bit each (steps 64 apart share one), and the first of them, STEPS if none has."""
+    group, step = tl.arange(0, GROUPS), tl.arange(0, STEPS)
+    owner = tl.load(of + group * GROUP, mask=group * GROUP < width, other=-1).to(tl.int32)
+    there = tl.max(tl.reshape(wanted(owner, word).to(tl.int32), [STEPS, GROUPS // STEPS]), 1)
+    bits = tl.reduce(there.to(tl.int64) << (step & 63).to(tl.int64), 0, either)
+    return bits, tl.min(tl.where(there > 0, step, STEPS), 0)
+
+
+@triton.jit
 def added(total, hidden, right, column, owner, slot, FLOAT: tl.constexpr):
     """total + h B^T over some columns: of a token those of its slot, which are there."""
     hit = slot[:, None] == owner[None, :]
@@ -149,13 +159,13 @@ def added(total, hidden, right, column, owner, slot, FLOAT: tl.constexpr):
 
 
 @triton.jit
-def expand(
+def expand(  # noqa: C901
     y_0, y_1, y_2, h, B, of, c, b, s, out, tokens, columns, width, end_0, end_1, end_2, blocks_0, blocks_1, y_token_0, y_token_1,
-    y_token_2, BT: tl.constexpr, BO: tl.constexpr, BC: tl.constexpr, MODULES: tl.constexpr, BRANCH: tl.constexpr,
-    SCALED: tl.constexpr, SHIFTED: tl.constexpr, FLOAT: tl.constexpr, EARLY: tl.constexpr,
+    y_token_2, BT: tl.constexpr, BO: tl.constexpr, BC: tl.constexpr, STEPS: tl.constexpr, SKIPS: tl.constexpr, MODULES: tl.constexpr,
+    BRANCH: tl.constexpr, SCALED: tl.constexpr, SHIFTED: tl.constexpr, FLOAT: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """c y + h B^T + b of every module, [T, out] one after another in `out`; module j's outputs end at end_j of N, and the first two have
-    so many blocks of BO outputs.
+    so many blocks of BO outputs. The columns are taken in steps of BC, at most STEPS; SKIPS leaves out those that no token needs.
     """
     tile, block = tl.program_id(0), tl.program_id(1)
     token = tile * BT + tl.arange(0, BT)
@@ -182,17 +192,21 @@ def expand(
     if BRANCH:
         hidden = h + token.to(tl.int64)[:, None] * columns + own
         maps = B + row.to(tl.int64)[:, None] * width
-        column = tl.arange(0, BC)
+        bits, step = tl.full([], -1, tl.int64), tl.full([], 0, tl.int32)
+        if SKIPS:
+            bits, step = needed(of + own, width, word, STEPS * BC // GROUP, STEPS)
+        column = step * BC + tl.arange(0, BC)
         owner = owners(of + own, column, width)
         right = tl.load(maps + column[None, :], mask=wanted(owner, word)[None, :] & (row < end)[:, None], other=0.0)
         if EARLY:
             wait()
         total = added(total, hidden, right, column, owner, slot, FLOAT)
-        for start in range(BC, width, BC):
-            column = start + tl.arange(0, BC)
-            owner = owners(of + own, column, width)
-            right = tl.load(maps + column[None, :], mask=wanted(owner, word)[None, :] & (row < end)[:, None], other=0.0)
-            total = added(total, hidden, right, column, owner, slot, FLOAT)
+        for later in range(step + 1, tl.cdiv(width, BC)):
+            if not SKIPS or ((bits >> (later & 63)) & 1) != 0:
+                column = later * BC + tl.arange(0, BC)
+                owner = owners(of + own, column, width)
+                right = tl.load(maps + column[None, :], mask=wanted(owner, word)[None, :] & (row < end)[:, None], other=0.0)
+                total = added(total, hidden, right, column, owner, slot, FLOAT)
     total += base
     start = out + first * tokens
     tl.store(start + token.to(tl.int64)[:, None] * (end - first) + inner[None, :], total.to(out.dtype.element_ty), mask=inside)
