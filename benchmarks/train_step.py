@@ -63,7 +63,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=15, help="of the plan cpu")
     parser.add_argument("--profile", action="store_true", help="also say where the time goes, kernel by kernel")
     parser.add_argument("--cold", action="store_true", help="give each process an empty compile cache, to time a true cold start")
-    parser.add_argument("--beside", type=int, default=1, help="processes that share a card; one of them is timed at a time")
+    parser.add_argument("--beside", type=int, default=1, help="processes that share a card at most, as many as fit; one is timed at a time")
     parser.add_argument("--points", help=argparse.SUPPRESS)
     parser.add_argument("--turns", nargs="+", default=[], help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -90,6 +90,12 @@ def cards() -> list[str]:
     """What CUDA_VISIBLE_DEVICES should be for each card in turn; one "" where there is none."""
     asked = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return asked.split(",") if asked else [str(number) for number in range(torch.cuda.device_count())] or [""]
+
+
+def memory() -> float:
+    """GiB of the smallest card's memory that processes may share."""
+    sizes = [torch.cuda.get_device_properties(number).total_memory for number in range(torch.cuda.device_count())]
+    return 0.95 * min(sizes, default=0) / 2**30
 
 
 def shown(line: Fields, limits: dict[tuple[str, Point], Fields]) -> str:
@@ -130,7 +136,7 @@ def main() -> None:
 
     own = ["--rounds", str(options.rounds), *(["--profile"] if options.profile else [])]
     versions = {"versions": {name: version(name) for name in PACKAGES}}
-    pool = Pool(cards(), facts | versions, hear, own, options.budget, options.timeout, options.cold, options.beside)
+    pool = Pool(cards(), facts | versions, hear, own, options.budget, options.timeout, options.cold, options.beside, memory())
     for point in points:
         for line in pool.ask([point], "", options.timeout) if point.threads else []:
             hear(line)

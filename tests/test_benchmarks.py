@@ -3,6 +3,7 @@
 import json
 import re
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -18,7 +19,7 @@ from steps.pool import Pool, Queue, left, lines_of
 from steps.results import measured
 from steps.rows import SHAPES, prepared, recorded
 from steps.tables import TABLES, reached
-from steps.turns import Turns, is_large
+from steps.turns import Turns, gibibytes
 
 
 def test_what_a_row_does_not_depend_on_is_no_part_of_its_name():
@@ -96,7 +97,7 @@ def test_the_pool_hears_of_every_point_and_stops_at_the_budget(monkeypatch):
     assert not heard
 
 
-def test_what_failed_beside_another_is_measured_alone_and_so_is_what_is_large(monkeypatch):
+def test_what_failed_beside_another_is_measured_alone(monkeypatch):
     points, heard, asked = planned(["table"]), [], []
     crowded = next(point for point in points if point.row == "lora")
 
@@ -109,10 +110,37 @@ def test_what_failed_beside_another_is_measured_alone_and_so_is_what_is_large(mo
     assert not Pool(["0", "1"], {}, heard.append, beside=2).run(points)
     assert {Point(**line["point"]) for line in heard} == set(points)
     assert not any("failed" in line for line in heard)
-    assert {point for point, alone in asked if alone} == {crowded, *filter(is_large, points)}
+    assert {point for point, alone in asked if alone} == {crowded}
     assert [alone for point, alone in asked if point == crowded] == [False, True]
-    order = [alone for _, alone in asked]
-    assert order == sorted(order)  # never beside another while a large one is measured
+
+
+def test_processes_share_a_card_as_far_as_its_memory_goes(monkeypatch):
+    points, lock, running, most = planned(["tokens", "checkpointing", "table"]), threading.Lock(), {"0": [], "1": []}, []
+
+    def ask(self, points, card, timeout, turns):
+        with lock:
+            running[card].append(gibibytes(points[0]))
+            most.append((sum(running[card]), len(running[card])))
+        time.sleep(0.01)
+        with lock:
+            running[card].remove(gibibytes(points[0]))
+        return [{"point": json.loads(point.key), "card": card, "process_s": 0.01} for point in points]
+
+    monkeypatch.setattr(Pool, "ask", ask)
+    heard = []
+    assert not Pool(["0", "1"], {}, heard.append, beside=4, memory=76.0).run(points)
+    assert {Point(**line["point"]) for line in heard} >= set(points)
+    assert all(held <= 76 or count == 1 for held, count in most)
+    assert max(count for _, count in most) > 2
+    assert any(held > 76 for held, _ in most), "no point needs a card for itself"
+
+
+def test_what_a_point_may_take_is_no_less_than_what_it_took():
+    files = [file for name in ("train_step-h100", "plan-h100") for file in (train_report.RESULTS / name).glob("*.jsonl")]
+    lines = [line for line in lines_of(files) if "held_bytes" in line]
+    assert len(lines) > 50
+    for line in lines:
+        assert line["held_bytes"] / 2**30 + 0.5 < gibibytes(Point(**line["point"])), line["point"]
 
 
 def test_one_process_is_timed_while_no_other_prepares(tmp_path):

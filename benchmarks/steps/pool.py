@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from steps.points import Point
-from steps.turns import is_large
+from steps.turns import gibibytes
 
 Fields = dict[str, Any]
 
@@ -29,12 +29,13 @@ class Queue:
     waiting: list[Point]
     begun: set[tuple[str, Point]] = field(default_factory=set)
 
-    def take(self, card: str) -> Point | None:
-        """The next point for a card, a limit before what is divided by it; None at the end."""
-        if not self.waiting:
+    def take(self, card: str, room: float = float("inf")) -> Point | None:
+        """The next point for a card with so many GiB free, a limit before what is divided by it; None where none fits, or at the end."""
+        fitting = [point for point in self.waiting if gibibytes(point) <= room]
+        if not fitting:
             return None
         others = {anchor for _, anchor in self.begun}
-        point = min(self.waiting, key=lambda one: 0 if (card, one.anchor) in self.begun else 1 if one.anchor not in others else 2)
+        point = min(fitting, key=lambda one: 0 if (card, one.anchor) in self.begun else 1 if one.anchor not in others else 2)
         if (card, point.anchor) not in self.begun:
             self.begun.add((card, point.anchor))
             point = point.anchor
@@ -48,8 +49,8 @@ class Pool:
     """`cards` are values of CUDA_VISIBLE_DEVICES, or "" for what there is; `facts` stand in every line; `hear` gets each line.
 
     No point is started that would end later than `budget` seconds from now, going by the longest so far. `timeout` seconds end a point.
-    A card has `beside` processes, which take turns (steps.turns); points that two could not do at a time come last, each alone from the
-    start, and with them those that failed beside another.
+    A card has up to `beside` processes, as many as its `memory` (GiB) has room for, which take turns (steps.turns). What failed beside
+    another comes last, alone.
     """
 
     cards: Sequence[str]
@@ -60,30 +61,33 @@ class Pool:
     timeout: float = 600.0
     cold: bool = False
     beside: int = 1
+    memory: float = float("inf")
 
     def run(self, points: Sequence[Point]) -> list[Point]:
         """Measure all; what the budget left out."""
-        self.lock, self.longest, self.started = threading.Lock(), 30.0, time.monotonic()
-        if self.beside == 1:
-            return self.spread(Queue(list(points)), alone=True)[0]
-        small = Queue([point for point in points if not is_large(point)])
-        left, failed = self.spread(small, alone=False)
-        return left + self.spread(Queue([*failed, *filter(is_large, points)], small.begun), alone=True)[0]
+        self.turn, self.longest, self.started = threading.Condition(), 30.0, time.monotonic()
+        self.held: dict[str, list[float]] = {card: [] for card in self.cards}
+        queue = Queue(list(points))
+        left, failed = self.spread(queue, self.beside)
+        return left + self.spread(Queue(failed, queue.begun), 1)[0]
 
-    def spread(self, queue: Queue, alone: bool) -> tuple[list[Point], list[Point]]:
+    def spread(self, queue: Queue, beside: int) -> tuple[list[Point], list[Point]]:
         """Measure what waits: what is left, and what failed beside another, which no line says yet."""
         failed: list[Point] = []
 
         def work(card: str, locks: Path) -> None:
             while (point := self.next(queue, card)) is not None:
-                lines = self.ask([point], card, min(self.timeout, self.rest()), [str(locks / f"card{card}"), *(["alone"] if alone else [])])
-                with self.lock:
+                turns = [str(locks / f"card{card}"), *(["alone"] if beside == 1 else [])]
+                lines = self.ask([point], card, min(self.timeout, self.rest()), turns)
+                with self.turn:
+                    self.held[card].remove(gibibytes(point))
+                    self.turn.notify_all()
                     self.longest = max(self.longest, 1.1 * max(line["process_s"] for line in lines))
                     for line in lines:
-                        failed.append(point) if "failed" in line and not alone else self.hear(line)
+                        failed.append(point) if "failed" in line and beside > 1 else self.hear(line)
 
         with tempfile.TemporaryDirectory() as folder:
-            threads = [threading.Thread(target=work, args=(card, Path(folder))) for card in self.cards for _ in range(self.beside)]
+            threads = [threading.Thread(target=work, args=(card, Path(folder))) for card in self.cards for _ in range(beside)]
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -95,9 +99,18 @@ class Pool:
         return self.budget - (time.monotonic() - self.started)
 
     def next(self, queue: Queue, card: str) -> Point | None:
-        """A point that a card can measure in the time that is left."""
-        with self.lock:
-            return queue.take(card) if self.rest() > self.longest else None
+        """A point that a card can measure in the time that is left, once it has room for one; an empty card has room for any."""
+        with self.turn:
+            while self.rest() > self.longest:
+                held = self.held[card]
+                point = queue.take(card, self.memory - sum(held) if held else float("inf"))
+                if point is not None:
+                    held.append(gibibytes(point))
+                    return point
+                if not queue.waiting:
+                    break
+                self.turn.wait(min(60.0, self.rest() - self.longest))
+        return None
 
     def ask(self, points: Sequence[Point], card: str, timeout: float, turns: Sequence[str] = ()) -> list[Fields]:
         """The lines of points that one process measures."""

@@ -9,7 +9,15 @@ from pathlib import Path
 
 from steps.points import Point
 
-BESIDE = 4096  # tokens of a step of the largest shape, all activations kept, of which two fit on a card of 80 GB
+WEIGHTS = {"7b": 14.0, "3b": 8.5, "1b": 3.0}
+"""GiB of a shape's weights in bfloat16, and what a process holds beside."""
+TRAINED = {"full": 1.0, "last-k": 0.25}
+"""How much as large the masters and gradients of whole modules are."""
+KEPT, REMADE = 3.6, {"7b": 1.0, "3b": 2.0, "1b": 1.0}
+"""GiB for each 1024 tokens: all that the backward pass reads kept, and with checkpointing, where logits are most."""
+HUNGRY = {"peft-dora": 6.0, "peft-dora-best": 3.7, "peft-lora": 3.0, "dora-eager": 3.0, "dora-plain": 4.0}
+"""How many times as much rows keep that neither fuse nor compile, at most; others that do not, MORE, and HF PEFT compiled, BEST."""
+MORE, BEST = 2.2, 2.0
 
 
 class Turns:
@@ -29,8 +37,8 @@ class Turns:
             fcntl.flock(self.file, fcntl.LOCK_EX)  # gives up the shared lock first, so two that wait do not wait for each other
 
 
-def is_large(point: Point) -> bool:
-    """Whether a point may take more than half of a card's memory, so that it must have the card alone from the start."""
-    kept = 0 if point.checkpointing else point.batch * point.tokens
-    hungry = point.row in ("peft-lora", "peft-dora", "peft-dora-best") or point.method == "full"
-    return point.shape == "7b" and (hungry or kept > BESIDE)
+def gibibytes(point: Point) -> float:
+    """What a point may take of a card at most, in GiB, by what such points took."""
+    compiled = BEST if point.row.endswith("-best") else 1.1 if point.row in (point.method, f"{point.method}-recorded") else MORE
+    each = (REMADE.get(point.shape, 1.0) if point.checkpointing else KEPT) * HUNGRY.get(point.row, compiled)
+    return WEIGHTS.get(point.shape, 1.0) * (1 + TRAINED.get(point.method, 0.0)) + each * point.batch * point.tokens / 1024
