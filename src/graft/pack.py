@@ -25,8 +25,8 @@ ROWS = {"c": 1.0, "i": 1.0, "b": 0.0}
 class Pack(nn.Module):
     """Shapes c, b [slots, out], i [slots, in], A [columns, in or out], a, of, act [columns], B [out, columns]; held [slots].
 
-    Rows and columns are there once an adapter needs them, and their number doubles when it no longer suffices: loading costs what the
-    new adapter needs, however many are there already. `held` says which slots have a form here.
+    Rows and columns are there once an adapter needs them, and half as many columns more when they no longer suffice: loading costs what
+    the new adapter needs, however many are there already. `held` says which slots have a form here.
     """
 
     c: Tensor | None
@@ -80,7 +80,7 @@ class Pack(nn.Module):
         count = grouped(len(A))
         if len(self.spare) < count:
             old = len(self.of)
-            self.lengthen(old + max(old, count), A.shape[1], B.shape[0])
+            self.lengthen(old + max(grouped(old // 2), count), A.shape[1], B.shape[0])
             self.spare += range(old, len(self.of))
         self.columns[slot], self.spare = self.spare[:count], self.spare[count:]
         index = torch.tensor(self.columns[slot], device=self.A.device)
