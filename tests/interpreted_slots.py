@@ -2,7 +2,9 @@
 
 import torch
 
+from graft.forms import Affine
 from graft.kernels.slots import GROUP, Stack, launch, reference
+from graft.pack import Pack
 
 torch.use_deterministic_algorithms(True)  # memory that nobody has written to is NaN
 ACTS = tuple(enumerate(("identity", *launch.NAMES)))
@@ -76,6 +78,19 @@ def check_behind(tokens, inputs, out, spec, read, spare):
         assert gap < 1e-5, f"{tokens, inputs, out, spec, read}: {gap:.1e}"
 
 
+def check_packs():
+    """Packs whose last branch has gone, and packs that scale inputs alone."""
+    s, x, y, c = torch.tensor([1, 2, 0]), torch.randn(3, 6), torch.randn(3, 5), torch.rand(5) + 0.5
+    scaling, emptied = (Pack(3, torch.zeros(1)) for _ in range(2))
+    scaling.load(1, Affine(i=torch.rand(6)))
+    assert torch.equal(scaling(s, x, y), y)
+    emptied.load(1, Affine(A=torch.randn(2, 6), B=torch.randn(5, 2)))
+    emptied.load(2, Affine(c=c))
+    emptied.free(1)
+    assert emptied.trim()
+    assert torch.allclose(emptied(s, x, y), torch.stack([y[0], c * y[1], y[2]]))
+
+
 if __name__ == "__main__":
     assert launch.INTERPRETED
     torch.manual_seed(0)
@@ -87,7 +102,10 @@ if __name__ == "__main__":
     check_behind(5, 1100, 33, ((1, 8, 0), (2, 17, 0)), ((3, 5, 1), (4, 9, 2)), 1)
     check_behind(70, 40, 400, ((1, 33, 0),), ((3, 64, 1),), 0)
     check_behind(2, 24, 50, (), ((3, 7, 1), (5, 2, 1)), 0)
+    check_packs()
     (kept,) = launch.KEPT.values()
+    launch.keep(torch.device("cpu"))
+    assert launch.KEPT[kept.device, 0] is kept, "a recorded graph may use it"
     assert not kept.any()
     assert launch.counters(kept, 3) is kept
     print("all agree")

@@ -137,7 +137,7 @@ class Pack(nn.Module):
 
     def state(self) -> tuple[object, ...]:
         """What a recorded graph depends on: which tensors there are, where, and what is computed with them."""
-        return (*(0 if value is None else value.data_ptr() for value in (self.c, self.i, self.b, self.A, self.B, self.a)), self.fields)
+        return (*map(place_of, (self.c, self.i, self.b, self.A, self.B, self.a, self.of, self.act, self.held)), self.fields)
 
     def has(self, name: str) -> bool:
         """Whether any slot has had this field (or this activation)."""
@@ -153,7 +153,8 @@ class Pack(nn.Module):
         Where the forms add to x, x stands for y and the output of the base for source.
         """
         if is_fast(source, y) and all(value.is_contiguous() for value in (self.B, self.c, self.b) if value is not None):
-            return slots.run(self.stack(), flat(s, y), rows(source), [rows(y)])[0].view(y.shape)
+            stack = self.stack(y.shape[-1])
+            return y if stack is None else slots.run(stack, flat(s, y), rows(source), [rows(y)])[0].view(y.shape)
         out = y if self.c is None else scaled(y, self.c[s])
         if self.has("A"):
             h = project(source, self.A)
@@ -162,13 +163,12 @@ class Pack(nn.Module):
             out = out + F.linear(h, self.B)
         return out if self.b is None else shifted(out, self.b[s])
 
-    def stack(self) -> slots.Stack:
-        """The pack as the kernels take it."""
-        outs = next(len(value) for value in (self.B, *(one[0] for one in (self.c, self.b) if one is not None)) if len(value))
-        if not self.has("A"):
-            return slots.Stack((outs,), c=self.c, b=self.b)
+    def stack(self, outputs: int) -> slots.Stack | None:
+        """The pack as the kernels take it; None where all that it does is done before (i)."""
+        if not len(self.of):
+            return None if self.c is None and self.b is None else slots.Stack((outputs,), c=self.c, b=self.b)
         a = self.a if self.has("a") else None
-        return slots.Stack((outs,), self.A, self.B, a, self.of, self.act, self.c, self.b, self.acts())
+        return slots.Stack((outputs,), self.A, self.B, a, self.of, self.act, self.c, self.b, self.acts())
 
     def acts(self) -> tuple[tuple[int, str], ...]:
         """The numbers and names of the activations that any slot has had."""
@@ -179,6 +179,11 @@ class Pack(nn.Module):
         for code, name in self.acts():
             h = torch.where(self.act == code, ACTIVATIONS[name](h), h)
         return h
+
+
+def place_of(value: Tensor | None) -> tuple[object, ...]:
+    """Where a tensor lies and how: another of the same shape may take the place of one that was given back, and one of another may too."""
+    return () if value is None else (value.data_ptr(), *value.shape, *value.stride())
 
 
 def grouped(columns: int) -> int:

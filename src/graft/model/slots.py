@@ -22,7 +22,7 @@ from graft.model.base import ModuleBase
 from graft.model.calls import first, for_rows, leading, with_input, with_output
 from graft.model.routing import Cell, Routing
 from graft.model.twin import twin_of
-from graft.pack import Pack, slots_of
+from graft.pack import Pack, is_fast, slots_of
 from graft.site import Site
 
 OWN, Y, X = "", "y", "x"
@@ -166,6 +166,8 @@ class Slot(nn.Module):
         """The same for rows of different adapters, their forms in packs."""
         x = for_rows(x, len(slots))  # position embeddings are looked up once for all rows
         s = slots_of(slots, leading(x))
+        if is_fast(x, x):
+            s = s.expand(leading(x)).contiguous()  # written before the module runs: kernels read it before the one before them has ended
         packs: Any = self.packs
         if keyed(OWN) in packs:
             x = packs[keyed(OWN)].scaled(s, x)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from graft.adapter import Adapter
-from graft.errors import ServeError, Stopped
+from graft.errors import ServeError
 from graft.model.residents import Residents
 from graft.model.wiring import Wiring
 from graft.serve.answers import Handle, Sink, Text, Usage
@@ -237,8 +237,7 @@ class Engine:
 
     def running_ids(self, prompt: Prompt, adapter: str | None) -> list[int]:
         """A prompt's ids, while the engine runs; a chat's by the adapter's own template, where it has one."""
-        if self.batching is None or self.floor.dead:
-            raise Stopped(f"the engine does not run: {self.floor.dead or 'start() it'}")
+        self.floor.check()
         return ids_of(prompt, self.tokenizer, self.voice(adapter).template if is_chat(prompt) else None)
 
     def tickets(

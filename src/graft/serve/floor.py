@@ -13,7 +13,7 @@ from torch import Tensor
 
 from graft.errors import Expired, Failed, ServeError, Stopped
 from graft.serve import sampling as draws
-from graft.serve.answers import CANCELLED, LENGTH, STOP
+from graft.serve.answers import CANCELLED
 from graft.serve.batching import Batching
 from graft.serve.counts import CANCELLED as DROPPED
 from graft.serve.counts import EXPIRED, FAILED, FINISHED
@@ -52,14 +52,20 @@ class Floor:
         self.tasks.take(True)
 
     def enqueue(self, tickets: Sequence[Ticket]) -> None:
-        """Let one adapter's requests wait for their turn. Raises Overloaded where too many do."""
+        """Let one adapter's requests wait for their turn. Raises Overloaded where too many do, Stopped where nothing runs any more."""
         with self.lock:
+            self.check()
             self.fair.add(tickets)
             self.due.add(tickets)
             for ticket in tickets:
                 if ticket.entry is not None:
                     ticket.entry.waiting += 1
         self.wake()
+
+    def check(self) -> None:
+        """Raise Stopped where no engine runs."""
+        if self.batching is None:
+            raise Stopped(f"the engine does not run: {self.dead or 'start() it'}")
 
     def drop(self, tickets: Sequence[Ticket]) -> None:
         """Cancel requests, whether they wait or run."""
@@ -236,20 +242,11 @@ class Floor:
             return
         if error:
             ticket.end(FAILED, error=Failed(f"a request for {ticket.what} failed: {error}"))
-        for number in tokens[ticket.seen :]:
-            text = None if ticket.text is None else "" if number in ticket.ends else ticket.text.push(number)
-            heard = ticket.tell(id=number, row=row, text=text)
-            if not heard and not ticket.closed:
-                self.drop([ticket])
-            if ticket.text is not None and ticket.text.ended and not ticket.closed:
-                ticket.end(FINISHED, reason=STOP, text="")
-                if not finished and self.batching is not None:
-                    self.batching.cancel(name)
-        ticket.seen = len(tokens)
+        ticket.report(tokens, row, finished=finished)
         if finished:
-            rest = None if ticket.text is None else ticket.text.rest()
-            ticket.end(FINISHED, reason=STOP if tokens and tokens[-1] in ticket.ends else LENGTH, text=rest)
             self.leave(ticket, "running")
+        elif ticket.closed and self.batching is not None:
+            self.batching.cancel(name)
 
     def gone(self, name: str) -> None:
         """A cancelled request's slot is free of it."""

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from graft.serve.answers import Event, Handle, Text
-from graft.serve.counts import Trip
+from graft.errors import Failed
+from graft.serve.answers import CANCELLED, LENGTH, STOP, Event, Handle, Text
+from graft.serve.counts import CANCELLED as DROPPED
+from graft.serve.counts import FAILED, FINISHED, Trip
 from graft.serve.sampling import Sampling
 from graft.serve.scoring import Asked
 from graft.serve.shelf import Entry
@@ -64,6 +66,25 @@ class Ticket:
     def named(self) -> str | None:
         """The adapter's name; None the bare base's."""
         return None if self.entry is None else self.entry.name
+
+    def report(self, tokens: list[int], row: Any, *, finished: bool) -> None:
+        """Tell the caller which of the answer's tokens are new, with the row of what was seen of the last, and of its end.
+
+        It ends here where nobody hears it, with a stop text, and where it cannot be told, as by a tokenizer: that is its own fate.
+        """
+        try:
+            for number in tokens[self.seen :]:
+                text = None if self.text is None else "" if number in self.ends else self.text.push(number)
+                if not self.tell(id=number, row=row, text=text):
+                    self.end(DROPPED, reason=CANCELLED)
+                if self.text is not None and self.text.ended:
+                    self.end(FINISHED, reason=STOP, text="")
+            self.seen = len(tokens)
+            if finished:
+                rest = None if self.text is None else self.text.rest()
+                self.end(FINISHED, reason=STOP if tokens and tokens[-1] in self.ends else LENGTH, text=rest)
+        except Exception as fault:
+            self.end(FAILED, error=Failed(f"an answer of {self.what} could not be told: {type(fault).__name__}: {fault}"))
 
     def tell(self, **event: Any) -> bool:
         """Report a token to the caller; False where there is nobody to hear it."""

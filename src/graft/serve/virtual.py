@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from graft.forms import VirtualTokens
+from graft.pack import place_of
 
 LONGEST = 16  # virtual tokens of a slot, at first; doubled when they no longer suffice
 
@@ -81,9 +82,9 @@ class VirtualRows:
             rows.free(own)
         self.where[slot], self.caches[slot], self.embeds[slot], self.back[slot] = 0, False, False, 0
 
-    def state(self) -> tuple[int, ...]:
-        """What a recorded graph depends on: which tensors there are, and where."""
-        return tuple(0 if value is None else value.data_ptr() for value in (self.kv.value, self.embeddings.value, self.where))
+    def state(self) -> tuple[object, ...]:
+        """What a recorded graph depends on: which tensors there are, where, and how they lie."""
+        return tuple(map(place_of, (self.kv.value, self.embeddings.value, self.where, self.caches, self.embeds, self.back)))
 
 
 class Present:

@@ -138,7 +138,7 @@ def keep(device: torch.device) -> None:
     They must not be made while recording, or where graphs have their memory: a graph that was recorded before writes over what is free now.
     """
     zeros = torch.zeros(COUNTERS, dtype=torch.int32, device=device)
-    KEPT[zeros.device, stream_of(zeros)] = zeros
+    KEPT.setdefault((zeros.device, stream_of(zeros)), zeros)  # another engine's graphs may use those that are there
 
 
 def counters(x: Tensor, count: int) -> Tensor:

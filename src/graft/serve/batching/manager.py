@@ -154,5 +154,7 @@ class Manager(ContinuousBatchingManager):  # type: ignore[misc]
 
     def _handle_critical_error(self, error: Exception, batch_processor: Any) -> None:
         """The thread dies; the guest hears of it after its requests were failed."""
-        super()._handle_critical_error(error, batch_processor)
-        self.batching.guest.died(f"{type(error).__name__}: {error}")
+        try:
+            super()._handle_critical_error(error, batch_processor)
+        finally:
+            self.batching.guest.died(f"{type(error).__name__}: {error}")

@@ -72,7 +72,7 @@ class Router(OutputRouter):  # type: ignore[misc]
         if output.is_finished():
             self.batching.salts.pop(output.request_id, None)
         row = self.rows.get(output.request_id)
-        failed = str(output.error) if output.error is not None else ""
+        failed = "" if output.error is None else str(output.error) or "an error that says nothing of itself"
         self.batching.guest.deliver(output.request_id, output.generated_tokens, row, finished=output.is_finished(), error=failed)
 
     def deliver_batch(self, outputs: list[Any]) -> None:
