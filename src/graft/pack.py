@@ -61,10 +61,10 @@ class Pack(nn.Module):
         for name, neutral in ROWS.items():
             value = getattr(form, name)
             if value is not None:
+                value = as_held(name, value, self.A.dtype)
                 if getattr(self, name) is None:
-                    dtype = self.A.dtype if name == "b" else torch.promote_types(self.A.dtype, torch.float32)
-                    setattr(self, name, self.A.new_full((len(self.held), len(value)), neutral, dtype=dtype))
-                getattr(self, name)[slot] = value.to(getattr(self, name).dtype)
+                    setattr(self, name, self.A.new_full((len(self.held), len(value)), neutral, dtype=value.dtype))
+                getattr(self, name)[slot] = value
         if form.A is not None and form.B is not None:
             own = self.take(slot, form.A, form.B)
             self.A[own], self.B[:, own] = form.A.to(self.A.dtype), form.B.to(self.A.dtype)
@@ -179,6 +179,11 @@ class Pack(nn.Module):
         for code, name in self.acts():
             h = torch.where(self.act == code, ACTIVATIONS[name](h), h)
         return h
+
+
+def as_held(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """A form's tensor as a pack in some dtype holds it: in that dtype, but scales in float32 at least."""
+    return value.to(torch.promote_types(dtype, torch.float32) if name in ("c", "i") else dtype)
 
 
 def place_of(value: Tensor | None) -> tuple[object, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from graft import adapter as adapters
 from graft.adapter import Adapter
 from graft.errors import AdapterError
-from graft.forms import Affine, Replacement, VirtualTokens
+from graft.forms import Affine, Replacement, VirtualTokens, apart
 from graft.kernels import slots as kernels
 from graft.method import Tensors, makes
 from graft.model import belonging, families
@@ -24,6 +24,7 @@ from graft.model.chains import Chain, Returns, chains_of
 from graft.model.slots import Station, borrows, ordered
 from graft.model.twin import shared, twin_of
 from graft.model.wiring import Wiring
+from graft.pack import as_held
 from graft.site import Site
 
 SLOTS = 8  # at first; doubled when they no longer suffice
@@ -99,7 +100,23 @@ class Residents:
         for here in chosen.values():
             for station, tensors in here:
                 self.wiring.slot_for(station.site, borrows=borrows(station.method, station.site, station.base, tensors))
-        return Prepared(self.plan(chosen), self.twins(chosen), self.virtual(adapter))
+        prepared = Prepared(self.plan(chosen), self.twins(chosen), self.virtual(adapter))
+        self.check_finite(prepared)
+        return prepared
+
+    def check_finite(self, prepared: Prepared) -> None:
+        """Raise AdapterError where forms are not finite as slots hold them: 0 times infinity would be in the rows of all others."""
+        virtual = () if prepared.virtual is None else (prepared.virtual.kv, prepared.virtual.embeds)
+        held = [("virtual tokens", value.to(self.model.dtype)) for value in virtual if value is not None]
+        for path, forms in prepared.plan.items():
+            dtype = self.like(path).dtype
+            held += [(path, as_held(name, value, dtype)) for _, form in forms for name, value in apart(form).tensors().items()]
+        found = [torch.isfinite(value).all() for _, value in held]
+        if found and not bool(torch.stack(found).all()):
+            where, value = next(pair for pair, fine in zip(held, found, strict=True) if not fine)
+            raise AdapterError(
+                f"its values at {where} are not finite in {value.dtype}: they are too large for the base's dtype, or training went wrong"
+            )
 
     def put(self, number: int, prepared: Prepared) -> None:
         """Put what was prepared into a slot, in place of what is there; virtual tokens are the caller's."""

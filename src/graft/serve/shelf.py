@@ -22,12 +22,12 @@ from graft.errors import ServeError
 from graft.forms import Affine, Replacement, VirtualTokens, apart
 from graft.method import config, makes
 from graft.model.residents import Prepared, Residents
+from graft.pack import as_held
 from graft.serve.counts import Tallies
 from graft.serve.virtual import VirtualRows
 from graft.serve.voice import Voice
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-KEPT = ("c", "i")  # scales stay in master precision to the last
 
 
 @dataclass(eq=False)
@@ -97,7 +97,7 @@ def lean(prepared: Prepared, dtype: torch.dtype) -> Prepared:
 
     def cut(form: Affine) -> Affine:
         form = apart(form)
-        changed: dict[str, Any] = {name: value if name in KEPT else value.to(dtype) for name, value in form.tensors().items()}
+        changed: dict[str, Any] = {name: as_held(name, value, dtype) for name, value in form.tensors().items()}
         return replace(form, **changed)
 
     plan = {path: [(source, cut(form)) for source, form in forms] for path, forms in prepared.plan.items()}

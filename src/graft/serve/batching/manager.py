@@ -1,5 +1,6 @@
 """The engine: transformers' manager of continuous batching with a guest on it."""
 
+import logging
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -17,6 +18,7 @@ from graft.serve.batching.warm import catch_up, missing, warm
 from graft.serve.batching.wires import Router, Rows, inputs_of, wire
 from graft.serve.guest import Guest, Room
 
+log = logging.getLogger("graft")
 NEVER = -1  # an end-of-sequence id that no token has
 WARPED = 0x7FFFFFFF  # hashed token ids stay non-negative int32
 
@@ -156,5 +158,7 @@ class Manager(ContinuousBatchingManager):  # type: ignore[misc]
         """The thread dies; the guest hears of it after its requests were failed."""
         try:
             super()._handle_critical_error(error, batch_processor)
+        except Exception as another:
+            log.error("an engine that failed could not tell all of its requests: %s: %s", type(another).__name__, another)
         finally:
             self.batching.guest.died(f"{type(error).__name__}: {error}")

@@ -17,6 +17,9 @@ from graft.serve.guest import Guest, Scheduled
 if TYPE_CHECKING:
     from graft.serve.batching.manager import Batching
 
+LARGEST = {torch.float16: 2.0**13}
+"""Keys and values that models have are far below; where there is nothing else, 2^60."""
+
 
 class Rows:
     """In the place of transformers' list of logits processors: rows of ours, and the choice of the next tokens."""
@@ -143,7 +146,7 @@ def wire_cache(cache: Any, batching: "Batching") -> None:
     def changed(key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         if batching.paging is not None:
             return key_states, value_states  # its attention function does all
-        key_states, value_states = batching.guest.keys_values(layer_idx, key_states, value_states)
+        key_states, value_states = map(harmless, batching.guest.keys_values(layer_idx, key_states, value_states))
         return update(key_states, value_states, layer_idx, *args, **kwargs)
 
     def search_prefix_match(request_id: str, prompt_ids: list[int]) -> int:
@@ -160,6 +163,13 @@ def wire_cache(cache: Any, batching: "Batching") -> None:
 
     cache.update, cache.search_prefix_match = changed, search_prefix_match
     setattr(cache, batching.names.complete, complete_blocks)
+
+
+def harmless(value: Tensor) -> Tensor:
+    """Keys or values, with 0 for those that would reach other requests: attention sees all requests at once behind a mask here, and what
+    is no number, or makes a product that is none, comes through it.
+    """
+    return torch.where(value.abs() <= LARGEST.get(value.dtype, 2.0**60), value, 0)
 
 
 def token_rows(call: dict[str, Any]) -> Tensor | None:
