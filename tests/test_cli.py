@@ -321,6 +321,11 @@ def test_a_4_bit_base_is_merged_both_ways_with_both_gaps_and_quantised_again(gra
     code, printed = graft("merge", "--model", "base", "--adapter", "q", "--data", "test.jsonl", "--into", "base", "--output-dir", "no")
     assert code == 2
     assert "give --nf4 too" in " ".join(printed.split())
+    for command in (("merge",), ("export", "--to", "merged")):  # it would be another model, and the gap to the merge would not tell
+        code, printed = graft(*command, "--model", "base", "--adapter", "q", "--data", "test.jsonl", "--output-dir", "no")
+        assert code == 2
+        assert "q was trained on a base held in 4 bits, and base is not: give --nf4" in " ".join(printed.split())
+    assert not (place / "no").exists()
 
 
 def test_a_cpu_keeps_few_of_the_kernels_that_it_makes_for_each_shape(monkeypatch):

@@ -26,7 +26,11 @@ from graft.model.merge import densified, merge
 from graft.model.speech import speak
 
 Batches = list[dict[str, Tensor]]
-WHY = "the adapter was trained on the dequantised weights, so that merge is the trained model; the original weights are another base"
+TRAINED = {
+    "nf4": "the adapter was trained on the dequantised weights, so that merge is the trained model; the original weights are another base",
+    "": "the adapter was trained on dense weights, so that the one dequantised here is another base",
+}
+"""What it means that a merge into the dequantised base differs from one into the original, by what the adapter was trained on."""
 
 
 def merge_job(
@@ -52,14 +56,13 @@ def merge_job(
     if into is not None and not nf4:
         raise AdapterError("--into names the base that a 4-bit base was quantised from: give --nf4 too, or name that base as --model")
     loaded = load(model, nf4=nf4)
+    why = TRAINED.get(trained_on(adapter, loaded, model) or "", "")
     adapted = attached(loaded, adapter, console)
     batches = batches_of(loaded, data.read(source, limit=rows).rows)
     before = [logits(loaded.model, batch) for batch in batches]
-    packed = bool(storage(loaded.model))
-    plain = merged(adapted)
-    if packed:
-        other = rebased(plain, into or model, adapter, before, batches, console)
-        plain = other if into is not None and other is not None else plain
+    packed, plain = bool(storage(loaded.model)), merged(adapted)
+    other = rebased(plain, into or model, adapter, before, batches, console, why) if packed else None
+    plain = plain if into is None or other is None else other
     exact = into is None and not requantise
     with atomic_dir(Path(output_dir)) as folder:
         gap = saved(plain, loaded, folder, before, batches, requantise=requantise)
@@ -69,6 +72,23 @@ def merge_job(
     told = f"bound {bound:.3g}" if bound < float("inf") else "no bound, since it is another model than the trained one"
     console.print(f"{'re-quantised to NF4: ' if requantise else ''}{gap} ({told}). Saved to {output_dir}.", highlight=False)
     return gap
+
+
+def trained_on(adapter: str, loaded: Loaded, model: str) -> str | None:
+    """How the weights were held that an adapter was trained on ("nf4", "" dense), None where its files do not say.
+
+    Raises AdapterError where they were held in 4 bits and the model is not: merged into it, the adapter is another model.
+    """
+    origin = formats.origin(Path(adapter))
+    if origin is None or not origin.fingerprint:
+        return None
+    trained = origin.notes.get("weights", "")
+    if trained and not storage(loaded.model):
+        raise AdapterError(
+            f"the adapter in {adapter} was trained on a base held in 4 bits, and {model} is not: give --nf4"
+            " (and for a merge into the 16-bit base, --into it)"
+        )
+    return trained
 
 
 def attached(loaded: Loaded, adapter: str, console: Console) -> Any:
@@ -86,8 +106,8 @@ def merged(adapted: Any) -> Any:
     return densified(adapted.model)
 
 
-def rebased(plain: Any, name: str, adapter: str, before: list[Tensor], batches: Batches, console: Console) -> Any:
-    """The adapter merged into the original 16-bit base, beside the merge into the dequantised one: both gaps are printed."""
+def rebased(plain: Any, name: str, adapter: str, before: list[Tensor], batches: Batches, console: Console, why: str) -> Any:
+    """The adapter merged into the original 16-bit base, beside the merge into the dequantised one: both gaps are printed, and `why`."""
     console.print(f"merged into the dequantised base, {gap_of(before, [logits(plain, batch) for batch in batches])}", highlight=False)
     original = load(name, dtype=torch.bfloat16).model
     if storage(original):
@@ -95,7 +115,7 @@ def rebased(plain: Any, name: str, adapter: str, before: list[Tensor], batches: 
         return None
     other = merged(load_adapter(original, adapter))
     gap = gap_of(before, [logits(other, batch) for batch in batches])
-    console.print(f"merged into the original base, {gap}: {WHY}", highlight=False)
+    console.print(f"merged into the original base, {gap}: {why}", highlight=False)
     return other
 
 
@@ -147,6 +167,8 @@ def export_job(
     new_folder(output_dir)
     table = data.read(source, limit=rows)
     loaded = load(model, nf4=nf4)
+    for adapter in adapters:
+        trained_on(adapter, loaded, model)
     report = export(loaded, adapters, target, batches_of(loaded, table.rows), output_dir, max_gap=max_gap)
     console.print(f"{report.target}: {report.promise}.", highlight=False)
     for name, value in report.facts.items():

@@ -22,6 +22,7 @@ from graft.model.families import logical_shape
 
 log = logging.getLogger("graft")
 SHOWN, MARK = 3, 4  # differences shown; hex digits of a weight's mark
+DENSE = "dense numbers"
 SAID: set[tuple[str, str]] = set()
 """Foreign files' bases that were spoken of: once is enough for a hundred adapters of one base."""
 
@@ -60,7 +61,8 @@ def check(adapter: Adapter, model: Any, own: str, replaced: Collection[str], wha
         raise AdapterError(f"cannot load {what}: its fingerprint is damaged")
     found = differences(own, adapter.fingerprint)
     if found == ["weights"] and storage(model).get("weights") != adapter.notes.get("weights"):
-        log.info("%s was trained on weights stored as %s", what, adapter.notes.get("weights", "dense numbers"))
+        there, here = (one.get("weights", DENSE) for one in (adapter.notes, storage(model)))
+        log.warning("%s was trained on a base held in %s, this one is held in %s: they are not quite the same model", what, there, here)
     elif found:
         details = ", ".join(f"{part}{detail(part, adapter.notes, model, replaced)}" for part in found)
         raise AdapterError(
