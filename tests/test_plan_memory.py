@@ -223,6 +223,21 @@ def test_what_lies_below_the_first_trained_place_is_not_kept():
     assert prompt.positions == 16 * (512 + 4)
 
 
+def test_a_tied_head_makes_all_logits_only_where_its_weight_is_trained():
+    config = transformers.LlamaConfig(
+        hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=1, vocab_size=50_000, tie_word_embeddings=True
+    )
+    model = skeleton(config)
+    sites = families.sites(model)
+    plain, prompt, branch, whole = (
+        memory(job(model, sites, method, Setup()))
+        for method in (LoRA(r=2), Prompt(n=4), LoRA(r=2, targets=("embedding",)), Selective("full"))
+    )
+    assert plain.loss == 4 * 3 * 1024 * 50_000 + 2 * 2 * 16 * 512 * 64
+    assert prompt.loss == branch.loss == plain.loss
+    assert whole.loss > 7 * plain.loss
+
+
 @pytest.mark.parametrize(
     ("change", "less", "more"),
     [

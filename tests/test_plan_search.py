@@ -193,3 +193,16 @@ def test_what_does_not_fit_says_how_much_would():
     assert plan(SMALL, memory=least, methods={"lora r=16": LoRA(r=16)}).entries[0].choice
     assert plan(SMALL, memory=round(0.98 * least), methods={"lora r=16": LoRA(r=16)}).entries[0].choice is None or least
     assert f"needs {math.ceil(least / 1e8) / 10:g} GB (RTX 3060 12GB)" in printed(small)
+
+
+def test_a_command_for_rows_that_nobody_counted_trains_as_was_planned():
+    """Training leaves short runs uncompiled, which takes more memory than was promised."""
+    unknown, known, cpu = (
+        by_name(plan(SMALL, methods={"lora r=16": LoRA(r=16)}, **given))["lora r=16"]
+        for given in ({"memory": "80GB"}, {"memory": "80GB", "examples": 1_000_000}, {"gpu": "cpu"})
+    )
+    assert unknown.choice.setup.compiled
+    assert "--compile on" in unknown.command
+    assert known.choice.setup.compiled
+    assert "--compile" not in known.command
+    assert "--compile" not in cpu.command

@@ -21,11 +21,12 @@ REPLAYED is arithmetic on sizes; nothing is fitted.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from graft.forms import Affine, Replacement
+from graft.forms import Affine, Form, Replacement
 from graft.plan import activations, loss, trained, weights
 from graft.plan.facts import Facts
 from graft.plan.job import Job
 from graft.plan.setup import Setup
+from graft.site import Site
 
 WORKSPACE = 2 * 32 << 20
 """cuBLAS on Hopper: 32 MiB for the thread of each pass."""
@@ -74,7 +75,7 @@ def memory(job: Job) -> Memory:
     always = (weights.base(facts, setup), gradients + margins + trained.norms(job.forms))
     states, early = trained.states(job.every, setup.optimizer), gradients if kept(setup) else 0
     libraries = (0 if setup.cpu else WORKSPACE) + (REPLAYED * facts.layers if margins else 0)
-    frozen = not any(site.role == "head" or (facts.tied and site.role == "embedding") for site, _ in job.forms)
+    frozen = not any(site.role == "head" or (facts.tied and tied_head(site, form)) for site, form in job.forms)
     final, copies = final_norm(facts, setup) * positions, copied(job)
     moments = [Memory(*always, early, states, sum(stored) + final + copies, loss.held(facts, setup, frozen=frozen), libraries, "loss")]
     (whole, done), largest = by_block(job), cast(job)
@@ -93,6 +94,11 @@ def memory(job: Job) -> Memory:
     if setup.optimizer:
         moments.append(Memory(*always, gradients, states, 0, 0, libraries, "update"))
     return max(moments, key=lambda moment: moment.peak)
+
+
+def tied_head(site: Site, form: Form) -> bool:
+    """Whether a form at the embeddings changes the weight itself, which a tied head has too: a prompt and a branch do not."""
+    return site.role == "embedding" and isinstance(form, Replacement)
 
 
 def kept(setup: Setup) -> bool:

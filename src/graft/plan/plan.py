@@ -132,5 +132,6 @@ def command(name: str, choice: Choice, rows: Rows, model: str) -> str:
     parts += [f"--grad-accum {setup.accum}"] if setup.accum > 1 else []
     parts += [f"--max-length {setup.tokens}", "--checkpointing" if setup.checkpointing else "", "--nf4" if setup.nf4 else ""]
     parts += [f"--optimizer {setup.optimizer}"] if setup.optimizer != "adamw" else []
-    parts += ["--compile on"] if any("compiled" in words for words in choice.given_up) else []
+    unsure = setup.compiled and not rows.count  # training leaves short runs uncompiled, which takes more memory
+    parts += ["--compile on"] if unsure or any("compiled" in words for words in choice.given_up) else []
     return " ".join([*filter(None, parts), f"--output-dir runs/{name.split()[0]}"])
