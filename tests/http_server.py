@@ -15,6 +15,7 @@ import graft
 from graft.serve import Engine, Room
 from graft.serve.http.app import built
 from graft.serve.http.desk import Desk
+from graft.serve.http.patience import patient
 from graft.serve.http.settings import Settings
 from graft.serve.root import Root
 
@@ -73,7 +74,14 @@ def engine_for(model, tokenizer, root=None, slots=4, room=ROOM, **more):
 def running(engine, root=None, **settings):
     """A server over an engine that runs."""
     desk = Desk(engine, Settings(**{"name": "base", **settings}), root)
-    config = uvicorn.Config(built(desk), log_config=None, lifespan="off", ws="none", timeout_graceful_shutdown=5)
+    config = uvicorn.Config(
+        built(desk),
+        log_config=None,
+        lifespan="off",
+        ws="none",
+        http=patient(desk.settings.limits.head_seconds),
+        timeout_graceful_shutdown=5,
+    )
     server = uvicorn.Server(config)
     with socket.socket(proto=socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))

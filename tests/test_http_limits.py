@@ -19,7 +19,7 @@ from http_server import engine_for, running
 
 SECRET = "the-secret-of-the-prompt"
 LONG = {"model": "base", "prompt": "Where", "max_tokens": 450, "temperature": 0, "ignore_eos": True}
-LIMITS = Limits(body_bytes=20_000, body_seconds=0.5, requests=3, answers=6, new_tokens=450, seconds=30)
+LIMITS = Limits(body_bytes=20_000, body_seconds=0.5, head_seconds=1.0, requests=3, answers=6, new_tokens=450, seconds=30)
 
 
 @pytest.fixture(scope="module")
@@ -324,3 +324,23 @@ def test_numbers_by_model_are_what_prometheus_reads(strict):
 def test_limits_that_mean_nothing_are_refused():
     with pytest.raises(ServeError, match="requests"):
         Limits(requests=0)
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /health HTTP/1.1\r\nHost: local", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /hea"])
+def test_a_connection_without_a_request_is_closed(strict, sent):
+    """Else those who send nothing, or slowly, take the places of all others, for which no key is needed."""
+    with socket.create_connection(("127.0.0.1", strict.port), timeout=10) as silent:
+        began, found = time.monotonic(), b""
+        silent.sendall(sent)
+        while more := silent.recv(4096):
+            found += more
+        assert 0.9 < time.monotonic() - began < 9  # uvicorn itself waits 5 s for what follows a response
+    assert (b"200 OK" in found) == sent.endswith(b"/hea")
+
+
+def test_a_long_answer_is_no_silent_connection(strict):
+    with httpx.Client(base_url=strict.url, timeout=60) as client:
+        began = time.monotonic()
+        while time.monotonic() - began < 1.5:  # one connection, longer than a head may take
+            assert client.post("/v1/completions", json=LONG).json()["usage"]["completion_tokens"] == 450
+            time.sleep(0.2)

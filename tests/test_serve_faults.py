@@ -8,7 +8,7 @@ import torch
 
 import graft
 from graft.errors import AdapterError, ServeError, Stopped
-from graft.serve import Engine, Sampling
+from graft.serve import Engine, Room, Sampling
 from graft.serve.virtual import VirtualRows
 from test_serve import GREEDY, SMALL, adapter, alone, base, loaded, prompt
 
@@ -114,3 +114,11 @@ def test_nobody_waits_for_an_engine_that_has_ended(monkeypatch):
         engine.submit(prompt(5), None, GREEDY, deadline=1.0)
     assert time.monotonic() - began < 60
     engine.close()
+
+
+@pytest.mark.parametrize("room", [{"batch": 0}, {"requests": -1}, {"cached": 3}, {"page": 0}])
+def test_sizes_that_answer_nothing_are_refused(room):
+    with pytest.raises(ServeError, match=f"{next(iter(room))} is {next(iter(room.values()))}: it must be at least"):
+        Room(**room)
+    with pytest.raises(ServeError, match="slots is 0"):
+        Engine(base(), slots=0)

@@ -20,7 +20,7 @@ from graft.files import atomic_dir
 from graft.model.base import storage
 from graft.model.combine import combine
 from graft.model.ground import ground
-from graft.model.load import Loaded, load
+from graft.model.load import Loaded, config_of, load
 from graft.model.load_adapter import load as load_adapter
 from graft.model.merge import densified, merge
 from graft.model.speech import speak
@@ -55,7 +55,7 @@ def merge_job(
     new_folder(output_dir)
     if into is not None and not nf4:
         raise AdapterError("--into names the base that a 4-bit base was quantised from: give --nf4 too, or name that base as --model")
-    loaded = load(model, nf4=nf4)
+    loaded = load(model, nf4=nf4, dtype=None if nf4 else own_dtype(model))
     why = TRAINED.get(trained_on(adapter, loaded, model) or "", "")
     adapted = attached(loaded, adapter, console)
     batches = batches_of(loaded, data.read(source, limit=rows).rows)
@@ -72,6 +72,12 @@ def merge_job(
     told = f"bound {bound:.3g}" if bound < float("inf") else "no bound, since it is another model than the trained one"
     console.print(f"{'re-quantised to NF4: ' if requantise else ''}{gap} ({told}). Saved to {output_dir}.", highlight=False)
     return gap
+
+
+def own_dtype(model: str) -> torch.dtype | None:
+    """The dtype that a model's files are in, so that a merge is rounded to it and saved in it; None where it cannot be computed in."""
+    found = getattr(config_of(model), "dtype", None)
+    return found if found in (torch.float32, torch.bfloat16) else None
 
 
 def trained_on(adapter: str, loaded: Loaded, model: str) -> str | None:

@@ -67,7 +67,7 @@ def check(adapter: Adapter, model: Any, own: str, replaced: Collection[str], wha
         details = ", ".join(f"{part}{detail(part, adapter.notes, model, replaced)}" for part in found)
         raise AdapterError(
             f"{what} was made for another base ({adapter.base[:200]!r}): this model differs in its {details}; "
-            "force=True loads it all the same"
+            "in Python force=True loads it all the same, where the shapes fit"
         )
 
 

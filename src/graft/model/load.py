@@ -50,7 +50,7 @@ def load(name: str, *, dtype: torch.dtype | None = None, nf4: bool = False, devi
     target = pick_device(device)
     dtype = default_dtype(target) if dtype is None else dtype
     if target.type == "cpu" and dtype == torch.float16:
-        raise ModelError("float16 trains up to 200 times slower than bfloat16 on a CPU: use bfloat16 or float32")
+        raise ModelError("float16 is up to 200 times slower than bfloat16 on a CPU: use bfloat16 or float32")
     source, note = resolve(name)
     kwargs: dict[str, Any] = {"quantization_config": nf4_config(dtype), "device_map": {"": target}} if nf4 else {}
     with quiet(), as_model_error(name, way_out(source)):

@@ -64,6 +64,8 @@ class Engine:
         Raises ServeError where the installed transformers is unknown.
         """
         minor()
+        if slots < 1:
+            raise ServeError(f"slots is {slots}: an adapter needs one, so it must be at least 1")
         self.model, self.tokenizer, self.room = model.eval(), tokenizer, room or Room()
         self.wiring = Wiring(model)
         self.residents = Residents(self.wiring, slots + 1)

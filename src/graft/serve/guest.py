@@ -6,6 +6,8 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from graft.errors import ServeError
+
 
 class Scheduled(NamedTuple):
     """One request's share of the next batch: so many tokens, up to `position`; `new`: whether a token follows them."""
@@ -69,3 +71,8 @@ class Room:
     graphs: bool | None = None
     overlap: bool | None = None
     warm: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("page", 1), ("cached", self.page), ("batch", 1), ("requests", 1)):
+            if getattr(self, name) < least:
+                raise ServeError(f"{name} is {getattr(self, name)}: it must be at least {least}")

@@ -27,6 +27,8 @@ class Root:
         self.path, self.most_bytes = Path(folder).expanduser().resolve(), most_bytes
         if not self.path.is_dir():
             raise ServeError(f"there is no folder {folder} to take adapters from")
+        if (self.path / CONFIG).is_file():
+            raise ServeError(f"{folder} is an adapter itself: name the folder that it lies in, {self.path.parent}")
 
     def names(self) -> list[str]:
         """The names of all folders that hold an adapter's config, sorted; links too, of which `folder` says what is wrong.

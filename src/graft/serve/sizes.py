@@ -24,7 +24,8 @@ def room_for(model: Any, *, cached: int | None = None, batch: int | None = None,
     if cached is None and model.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(model.device)
         cached = min(MOST_CACHED, int(SHARE * free) // token_bytes(model))
-    return replace(room, cached=cached or room.cached, batch=batch or room.batch, requests=requests or room.requests)
+    given = {"cached": cached, "batch": batch, "requests": requests}
+    return replace(room, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
 
 
 def token_bytes(model: Any) -> int:

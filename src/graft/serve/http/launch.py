@@ -22,6 +22,7 @@ from graft.serve.fair import Queueing
 from graft.serve.http import logs
 from graft.serve.http.app import create_app
 from graft.serve.http.banner import banner
+from graft.serve.http.patience import patient
 from graft.serve.http.settings import Limits, Settings
 from graft.serve.root import Root
 from graft.serve.sizes import room_for
@@ -133,7 +134,8 @@ def configured(engine: Engine, settings: Settings, root: Root | None) -> uvicorn
     logs.to()
     return uvicorn.Config(
         create_app(engine, settings, root), log_config=None, access_log=False, server_header=False, proxy_headers=False, ws="none",
-        lifespan="off", limit_concurrency=settings.limits.connections, timeout_graceful_shutdown=max(1, int(settings.limits.drain_seconds)),
+        http=patient(settings.limits.head_seconds), lifespan="off", limit_concurrency=settings.limits.connections,
+        timeout_graceful_shutdown=max(1, int(settings.limits.drain_seconds)),
     )  # fmt: skip
 
 

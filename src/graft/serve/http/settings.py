@@ -10,9 +10,9 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True)
 class Limits:
-    """What is refused: more bytes in a body, requests and answers under way at a time, or seconds until a body has arrived and until an
-    answer is whole. `new_tokens` is the most that are answered, whatever was asked for. How many prompts, messages, answers and stop texts
-    one request may bring stands in graft.serve.http.schemas, and so in the document.
+    """What is refused: more bytes in a body, requests and answers under way at a time, or seconds until a head or a body has arrived and
+    until an answer is whole. `new_tokens` is the most that are answered, whatever was asked for. How many prompts, messages, answers and
+    stop texts one request may bring stands in graft.serve.http.schemas, and so in the document.
     """
 
     body_bytes: int = 4 << 20
@@ -20,6 +20,7 @@ class Limits:
     requests: int = 256
     answers: int = 1024
     connections: int = 1024
+    head_seconds: float = 30.0
     new_tokens: int = 4096
     seconds: float = 600.0
     drain_seconds: float = 60.0
