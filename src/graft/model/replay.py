@@ -5,9 +5,13 @@ Hundreds of small kernels that the host launches one by one take longer than the
 
 import copy
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from graft.kernels.cards import on
 
 
 class Replay:
@@ -21,6 +25,11 @@ class Replay:
     def __call__(self, tensors: Iterable[Tensor]) -> None:
         """Do the work, which depends on these tensors."""
         found = list(tensors)
+        with on(found[0]) if found else nullcontext():
+            self.done(found)
+
+    def done(self, found: list[Tensor]) -> None:
+        """Do it, on the card that is current."""
         places = [value.data_ptr() for value in found]
         if found and found[0].is_cuda and torch.cuda.is_current_stream_capturing():  # a graph cannot be recorded into another
             self.work()
@@ -33,7 +42,10 @@ class Replay:
     def recorded(self) -> torch.cuda.CUDAGraph:
         """The work as a graph."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        usual: Any = torch.cuda.graph.default_capture_stream  # of the card that was current when it was made
+        away = usual is not None and usual.device.index != torch.cuda.current_device()
+        stream: Any = torch.cuda.Stream() if away else None  # type: ignore[no-untyped-call]
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             self.work()
         return graph
 

@@ -24,6 +24,7 @@ from torch import nn
 
 from graft.data import Example, epochs
 from graft.errors import TrainingError
+from graft.kernels.cards import on
 from graft.kernels.optimizers import optimizer
 from graft.model.checkpointing import checkpointed
 from graft.model.fused import Ran
@@ -79,6 +80,7 @@ def train(
     started = time.perf_counter()
     device = next(run.model.parameters()).device
     with ExitStack() as stack:
+        stack.enter_context(on(next(run.model.parameters())))
         peak = stack.enter_context(PeakMemory(device))
         stack.enter_context(_seeded(config.seed, device))
         stack.enter_context(_training(run))

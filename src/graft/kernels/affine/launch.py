@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from graft.kernels.affine import tiles
+from graft.kernels.cards import on
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 Tile = tuple[int, int, int, int, int]
@@ -55,7 +56,8 @@ def fitted(name: str, length: int, R: int, run: Callable[..., None], wide: Tenso
     while True:
         tile = FITTING.get(key, tile)
         try:
-            return run(wide, *rest, *tile)
+            with on(wide):
+                return run(wide, *rest, *tile)
         except tiles.OutOfResources:
             if tile[:2] == (16, 32) and tile[3] <= 2:
                 raise
@@ -88,10 +90,11 @@ def write(buffer: Tensor, As: list[Tensor], Bs: list[Tensor]) -> None:
         some_A, some_B = ([value.contiguous() for value in values[k : k + AT_ONCE]] for values in (As, Bs))
         outs, ranks, more = [len(B) for B in some_B], [len(A) for A in some_A], AT_ONCE - len(some_A)
         longest = max(value.numel() for value in some_A + some_B)
-        tiles.write_branches[(-(-longest // 1024), len(some_A))](
-            buffer, *some_A, *some_A[:1] * more, *some_B, *some_B[:1] * more, *outs, *[0] * more, *ranks, *[0] * more,
-            row, column, bottom, width, buffer.stride(0), BLOCK=1024,
-        )  # fmt: skip
+        with on(buffer):
+            tiles.write_branches[(-(-longest // 1024), len(some_A))](
+                buffer, *some_A, *some_A[:1] * more, *some_B, *some_B[:1] * more, *outs, *[0] * more, *ranks, *[0] * more,
+                row, column, bottom, width, buffer.stride(0), BLOCK=1024,
+            )  # fmt: skip
         row, column = row + sum(outs), column + sum(ranks)
 
 

@@ -12,6 +12,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from graft.kernels.cards import on
 from graft.kernels.slots import tiles
 from graft.kernels.slots.stack import Stack
 
@@ -51,9 +52,10 @@ def takes(y: Tensor) -> bool:
 
 def run(stack: Stack, s: Tensor, x: Tensor | None, ys: Sequence[Tensor]) -> list[Tensor]:
     """As `reference.run`; each y' is contiguous."""
-    h = ys[0] if stack.of is None else shrink(stack, s, ys[0] if x is None else x, ys[0])
     out = ys[0].new_empty(len(s) * sum(stack.outs))
-    expand(stack, s, h, ys, out)
+    with on(out):
+        h = ys[0] if stack.of is None else shrink(stack, s, ys[0] if x is None else x, ys[0])
+        expand(stack, s, h, ys, out)
     return [
         part.view(len(s), size) for part, size in zip(torch.split(out, [len(s) * size for size in stack.outs]), stack.outs, strict=True)
     ]

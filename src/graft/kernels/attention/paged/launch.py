@@ -12,6 +12,7 @@ from torch import Tensor
 
 from graft.kernels.attention.paged import tiles
 from graft.kernels.attention.paged.batch import Batch
+from graft.kernels.cards import on
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HALVES = (torch.float16, torch.bfloat16)
@@ -45,11 +46,12 @@ def parts_for(rows: int, kv_heads: int, longest: int) -> int:
 def write(batch: Batch, k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor) -> None:
     """New keys and values [T, K, d] into pages [pages, page, K, d]."""
     tokens, heads, d = k.shape
-    tiles.write[(tokens,)](
-        k, v, k_pages, v_pages, batch.q_ends, batch.k_ends, batch.table, batch.rows, heads * d, k.stride(0), k.stride(1), v.stride(0),
-        v.stride(1), k_pages.stride(1), batch.table.stride(0), k_pages.shape[1], HEAD=d, SINGLE=batch.single, ROWS=rounded(batch.rows),
-        BLOCK=rounded(heads * d),
-    )  # fmt: skip
+    with on(k):
+        tiles.write[(tokens,)](
+            k, v, k_pages, v_pages, batch.q_ends, batch.k_ends, batch.table, batch.rows, heads * d, k.stride(0), k.stride(1), v.stride(0),
+            v.stride(1), k_pages.stride(1), batch.table.stride(0), k_pages.shape[1], HEAD=d, SINGLE=batch.single, ROWS=rounded(batch.rows),
+            BLOCK=rounded(heads * d),
+        )  # fmt: skip
 
 
 def attend(batch: Batch, q: Tensor, k_pages: Tensor, v_pages: Tensor, scale: float, cap: float = 0.0) -> Tensor:
@@ -73,12 +75,13 @@ def attend(batch: Batch, q: Tensor, k_pages: Tensor, v_pages: Tensor, scale: flo
             FLOAT=INTERPRETED, num_warps=warps, num_stages=stages,
         )  # fmt: skip
 
-    fitted(kind, d, q.device, run)
-    if parts == 1:
-        return out
-    joined = q.new_empty((tokens, heads, d))
-    tiles.combine[(tokens * heads,)](out, lse, joined, d, PARTS=parts, D=rounded(d), num_warps=2)
-    return joined
+    with on(q):
+        fitted(kind, d, q.device, run)
+        if parts == 1:
+            return out
+        joined = q.new_empty((tokens, heads, d))
+        tiles.combine[(tokens * heads,)](out, lse, joined, d, PARTS=parts, D=rounded(d), num_warps=2)
+        return joined
 
 
 def fitted(kind: str, d: int, device: torch.device, run: Callable[[int, int, int], None]) -> None:
