@@ -9,6 +9,7 @@ import torch
 import graft
 from graft.errors import AdapterError, ServeError, Stopped
 from graft.serve import Engine, Room, Sampling
+from graft.serve.batching import graphs as recorded
 from graft.serve.virtual import VirtualRows
 from test_serve import GREEDY, SMALL, adapter, alone, base, loaded, prompt
 
@@ -122,3 +123,18 @@ def test_sizes_that_answer_nothing_are_refused(room):
         Room(**room)
     with pytest.raises(ServeError, match="slots is 0"):
         Engine(base(), slots=0)
+
+
+def test_graphs_are_no_more_than_may_be_and_the_one_used_longest_ago_goes(monkeypatch):
+    class Recorded:
+        def reset(self):
+            gone.append(self)
+
+    gone, graphs, made = [], recorded.Graphs(), [Recorded() for _ in range(4)]
+    monkeypatch.setattr(recorded, "MOST", 3)
+    for number, graph in enumerate(made[:3]):
+        graphs.set_graph(number, graph)
+    assert graphs.get_graph(0) is made[0]
+    graphs.set_graph(3, made[3])
+    assert gone == [made[1]]
+    assert [graphs.get_graph(number) for number in range(4)] == [made[0], None, made[2], made[3]]

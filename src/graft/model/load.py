@@ -59,6 +59,8 @@ def load(name: str, *, dtype: torch.dtype | None = None, nf4: bool = False, devi
         model = kind.from_pretrained(source, config=config, dtype=dtype, use_safetensors=True, **options(source), **kwargs)
         tokenizer = AutoTokenizer.from_pretrained(source, **options(source))
         model = model if nf4 else model.to(target)
+    if gguf_file(name) is not None:
+        model.config.name_or_path = name  # what adapters note as their base, and not a folder of this machine's cache
     if kernel.own_forwards(model):
         note = "; ".join(part for part in (note, "linear layers in 4 bits (NF4)") if part)
     ensure_pad(tokenizer, model)

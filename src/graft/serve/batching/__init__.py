@@ -2,6 +2,7 @@
 
     manager     a thread that schedules requests, packs their tokens into one row [1, T], runs the model and hands out tokens
     guest       what rides on it here: rows of numbers for each token and request, keys and values, the choice of tokens
+    graphs      what is recorded, as much as may be
     paging      attention over the cache's pages (graft.kernels.attention.paged), where kernels run on the model's device
 
 Numbers of ours travel with the engine's own small inputs: it keeps room [rows, width] (int32) in one static tensor for "logits

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers.generation.continuous_batching.continuous_api import OutputRouter
 
+from graft.serve.batching.graphs import Graphs
 from graft.serve.batching.paging import Paging
 from graft.serve.guest import Guest, Scheduled
 
@@ -95,6 +96,7 @@ def widen(inputs: Any, batching: "Batching", rows: Rows) -> None:
     kept, own_key = inputs.output_ids, inputs._get_graph_key
     shape = 1 + batching.guest.outputs, kept.shape[1]
     inputs.output_ids = torch.zeros(shape, dtype=kept.dtype, device=kept.device, pin_memory=kept.is_pinned())
+    inputs.graphs = Graphs()
     inputs._get_graph_key = lambda: (*own_key(), batching.plan, rows.variant)
 
 
