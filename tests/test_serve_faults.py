@@ -138,3 +138,11 @@ def test_graphs_are_no_more_than_may_be_and_the_one_used_longest_ago_goes(monkey
     graphs.set_graph(3, made[3])
     assert gone == [made[1]]
     assert [graphs.get_graph(number) for number in range(4)] == [made[0], None, made[2], made[3]]
+
+
+@pytest.mark.parametrize("temperature", [1e-45, 1e-39, 1e-30, 1e-7])
+def test_a_temperature_near_zero_is_greedy(temperature):
+    with loaded("lora", slots=1) as engine:
+        cold, warm = (engine.submit(prompt(5), "lora", Sampling(max_tokens=10, temperature=one, seed=1)) for one in (temperature, 1.0))
+        assert cold.result(60).ids == alone("lora", prompt(5))
+        warm.result(60)

@@ -63,7 +63,7 @@ def prompt_of(model: Any, adapter: Adapter, among: int) -> Tensor:
     if any(form.kv is not None for form in virtual):
         raise AdapterError(f"{kinds(adapter)} cannot be exported as vocabulary: {NO_PREFIX}")
     if not virtual:
-        raise AdapterError(f"{kinds(adapter)} has no prompt to export as vocabulary: export it with `--to merged` or `--to peft-lora`")
+        raise AdapterError(f"{kinds(adapter)} has no prompt to export as vocabulary: what merges is exported with `--to merged`")
     if among > 1 and len(adapter.parts) > 1:
         raise AdapterError(f"{kinds(adapter)} changes weights too, which other prompts would share: export it alone")
     if not virtual[0].shift:

@@ -21,6 +21,7 @@ from graft.errors import ServeError
 MOST_TOLD = 20  # alternatives of a token
 ROWS, OUTPUTS = 6, 1 + 2 * MOST_TOLD
 WORD = 0xFFFFFFFF
+COLD = 1e-6  # a temperature below draws what is likeliest, and logits over it would be no numbers
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,12 @@ class Draws(NamedTuple):
 
 def fill(asked: Sequence[tuple[Sampling, int, int]], rows: Tensor) -> Draws:
     """Write rows [ROWS, width] int32 for (sampling, seed, position) of each request; what they ask for together."""
-    drawn = any(one.temperature > 0 for one, _, _ in asked)
+    drawn = any(one.temperature >= COLD for one, _, _ in asked)
     cut = drawn and any(one.top_k > 0 or one.top_p < 1 for one, _, _ in asked)
     told = max((-1 if one.logprobs is None else one.logprobs for one, _, _ in asked), default=-1)
     if drawn:
-        floats = torch.tensor([[one.temperature for one, _, _ in asked], [one.top_p for one, _, _ in asked]], dtype=torch.float32)
+        heat = [one.temperature if one.temperature >= COLD else 0.0 for one, _, _ in asked]
+        floats = torch.tensor([heat, [one.top_p for one, _, _ in asked]], dtype=torch.float32)
         rows[:2, : len(asked)] = floats.view(torch.int32)
         halves = [[one.top_k, signed(seed), signed(seed >> 32), position] for one, seed, position in asked]
         rows[2:, : len(asked)] = torch.tensor(halves, dtype=torch.int32).t()

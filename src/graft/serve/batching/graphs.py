@@ -1,4 +1,4 @@
-"""The CUDA graphs of one set of static tensors, as many as may be: each holds some megabytes, and requests choose among thousands of kinds."""
+"""The CUDA graphs of one set of static tensors, as many as may be: each holds some megabytes, and requests choose among many kinds."""
 
 from typing import Any
 
