@@ -189,6 +189,20 @@ def test_plan_counts(graft):
         (("train", *JOB, "--output-dir", "x", "--method", "lorra"), "there is no method 'lorra'"),
         (("train", *JOB, "--output-dir", "x", "--learing-rate", "1"), "No such option: --learing-rate"),
         (("train", "--model", "base", "--output-dir", "x"), "--data"),
+        (("train", *JOB, "--output-dir", "x", "--method", "all"), "graft train trains one method"),
+        (("train", *JOB, "--output-dir", "x", "--batch-size", "0"), "batch_size is 0; it must be at least 1"),
+        (("train", *JOB, "--output-dir", "x", "--grad-accum", "0"), "grad_accum is 0; it must be at least 1"),
+        (("train", *JOB, "--output-dir", "x", "--epochs", "nan"), "epochs is nan; it must be a positive number"),
+        (("train", *JOB, "--output-dir", "x", "--epochs", "0"), "epochs is 0.0; it must be a positive number"),
+        (("train", *JOB, "--output-dir", "x", "--weight-decay", "nan"), "weight_decay is nan; it must be at least 0"),
+        (("train", *JOB, "--output-dir", "x", "--metric", "foo"), "unknown metric 'foo'"),
+        (("train", *JOB, "--output-dir", "bad.jsonl"), "bad.jsonl is a file: name a folder"),
+        (("train", *JOB, "--output-dir", "bad.jsonl/x"), "cannot be made: Not a directory"),
+        (("train", *JOB, "--output-dir", "x", "--method", "prompt", "--set", "n=9999"), "leave no room for a text in a context of"),
+        (("train", *JOB, "--output-dir", "x", "--config", "typed.yaml"), "learning_rate is 'two', which is not what learning_rate takes"),
+        (("compare", *JOB, "--output-dir", "x", "--metric", "foo"), "unknown metric 'foo'"),
+        (("compare", *JOB, "--output-dir", "x", "--config", "count.yaml"), "trials is 'two'"),
+        (("eval", "--model", "base", "--data", "test.jsonl", "--batch-size", "-1"), "batch_size is -1; it must be at least 1"),
         (("train", *JOB, "--output-dir", "x", "--method", "bias", "--set", "add=false"), "BiasOnly(add=True)"),
         (("train", *JOB[:2], "--data", "bad.jsonl", "--output-dir", "x"), "bad.jsonl:2"),
         (("train", "--model", "nowhere/at/all", *JOB[2:], "--output-dir", "x"), "there is no model"),
@@ -199,11 +213,37 @@ def test_plan_counts(graft):
 def test_each_mistake_gets_one_sentence_and_leaves_nothing(graft, place, words, said):
     (place / "bad.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n')
     (place / "typo.yaml").write_text("max_step: 3\n")
+    (place / "typed.yaml").write_text("learning_rate: two\n")
+    (place / "count.yaml").write_text("trials: two\n")
     code, printed = graft(*words)
     assert code == 2
     assert said in " ".join(printed.split())
     assert "Traceback" not in printed
     assert not (place / "x").exists()
+
+
+def test_a_file_of_settings_says_numbers_as_people_do(graft, place):
+    (place / "rate.yaml").write_text('learning_rate: 2e-3\nmax_steps: "1"\nweight_decay: 1e-2\nset: [n=3]\nmethod: prompt\n')
+    code, printed = graft("train", *JOB[:4], "--output-dir", "rated", "--config", "rate.yaml")
+    assert code == 0, printed
+    made = json.loads((place / "rated" / "run.json").read_text())["job"]
+    assert (made["learning_rate"], made["max_steps"], made["weight_decay"], made["set"]) == (2e-3, 1, 1e-2, ["n=3"])
+
+
+@pytest.mark.parametrize("changes", [(), ("--set", "init_embeds=vocabulary"), ("--set", "n=2")])
+def test_methods_that_start_from_text_train_on_plain_text(graft, place, changes):
+    (place / "plain.jsonl").write_text("".join(json.dumps({"text": f"a text of number {number}"}) + "\n" for number in range(8)))
+    words = ("--model", "base", "--data", "plain.jsonl", "--max-steps", "1", "--method", "prompt", *changes)
+    code, printed = graft("train", *words, "--output-dir", "plain")
+    assert code == 0, printed
+
+
+def test_rows_are_cut_to_what_the_context_has_room_for(graft, place):
+    context = json.loads((place / "base" / "config.json").read_text())["max_position_embeddings"]
+    words = ("--max-length", str(2 * context), "--method", "prefix", "--set", "n=5", "--output-dir", "roomy")
+    code, printed = graft("train", *JOB, *words)
+    assert code == 0, printed
+    assert f"rows have room for {context - 5} tokens in the model's context" in " ".join(printed.split())
 
 
 def test_a_full_disk_while_saving_is_said_and_leaves_nothing_half_written(graft, place, monkeypatch):

@@ -167,6 +167,32 @@ def test_a_failing_method_is_recorded_and_tried_again(place, tmp_path, monkeypat
     assert all(each.status == "done" for each in go(config(place, tmp_path)).runs)
 
 
+def test_all_seeds_of_a_method_have_one_rate(place, tmp_path, monkeypatch):
+    """Also where a trial that had failed is tried again between them, and does better."""
+    rates = grid("lora", 2)
+    asked = config(place, tmp_path, methods=("lora",), seeds=2)
+    real, stopped = trials.final, []
+
+    def once(bench, name, number):
+        if number == 1 and not stopped:
+            raise AdapterError("not now")
+        return {"learning_rate": rates[number], "validation_loss": 2.0 - number}
+
+    def final(bench, name, seed, rate):
+        if seed == 1 and not stopped:
+            stopped.append(seed)
+            raise KeyboardInterrupt
+        return real(bench, name, seed, rate)
+
+    monkeypatch.setattr(run, "trial", once)
+    monkeypatch.setattr(run, "final", final)
+    with pytest.raises(KeyboardInterrupt):
+        go(asked)
+    found = {one.run: one for one in go(asked).runs}
+    assert found["lora/trial-1"].status == "done"
+    assert found["lora/seed-0"].learning_rate == found["lora/seed-1"].learning_rate == rates[0]
+
+
 def test_a_base_that_a_run_changed_stops_everything(place, tmp_path, monkeypatch):
     monkeypatch.setattr(trials, "fingerprint", lambda model: "other")
     with pytest.raises(BaseChanged, match="not what it was before lora"):

@@ -36,6 +36,25 @@ def test_files_of_others_stay(tmp_path):
     assert graft.load(tiny("llama"), tmp_path).adapter().parts[0][0].r == 2
 
 
+def test_files_of_the_adapter_before_go_where_others_stay(tmp_path, tiny_tokenizer):
+    (tmp_path / "run.json").write_text("{}")
+    adapted(IA3()).save(tmp_path, tokenizer=tiny_tokenizer)
+    (tmp_path / "chat_template.jinja").write_text("one of its own")
+    (tmp_path / "model_head.safetensors").write_text("a head")
+    adapted(LoRA(r=2)).save(tmp_path)
+    assert not (tmp_path / "chat_template.jinja").exists()
+    assert not (tmp_path / "model_head.safetensors").exists()
+    assert (tmp_path / "run.json").read_text() == "{}"
+
+
+def test_a_models_own_files_stay(tmp_path):
+    """Beside a model, a template is the model's."""
+    for name in ("config.json", "chat_template.jinja", "adapter_config.json"):
+        (tmp_path / name).write_text("{}")
+    adapted(LoRA(r=2)).save(tmp_path)
+    assert (tmp_path / "chat_template.jinja").read_text() == "{}"
+
+
 def test_a_link_stays_a_link(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")

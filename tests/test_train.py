@@ -248,6 +248,17 @@ def test_ctrl_c_waits_for_the_end_of_the_step():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_ctrl_c_in_the_last_step_is_heard_too():
+    adapted = llama()
+
+    def press(step):
+        if step.step == SETUP.max_steps:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match=f"after step {SETUP.max_steps}"):
+        run(adapted, SETUP, on_step=press)
+
+
 def test_a_second_ctrl_c_is_raised_at_once():
     with Interrupt() as interrupt:
         os.kill(os.getpid(), signal.SIGINT)

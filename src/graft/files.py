@@ -8,6 +8,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def no_place(path: Path) -> str:
+    """Why no folder is, or can be made, at `path`, as a sentence; "" where one can."""
+    if path.exists() and not path.is_dir():
+        return f"{path} is a file: name a folder"
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=f".{path.name}.", dir=there))
+    except OSError as error:
+        return f"{path} cannot be made: {error.strerror} ({there})"
+    return ""
+
+
 def atomic_write(path: Path, data: bytes | str) -> None:
     """Write `data` to `path` so that a reader sees the old file or the new one, never a part.
 

@@ -5,6 +5,7 @@ Each is one function of a frozen config. Nothing of a job is left behind when it
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,10 +17,11 @@ from rich.table import Table as RichTable
 
 from graft import data
 from graft.compare.grids import DEFAULT_RATES
+from graft.compare.material import starting_text
 from graft.compare.starts import chosen, start
 from graft.errors import TargetError, TrainingError
-from graft.evaluate import Scores, score
-from graft.files import atomic_write
+from graft.evaluate import Scores, checked_metric, score
+from graft.files import atomic_write, no_place
 from graft.method import Method
 from graft.methods import checked
 from graft.model.adapted import adapt
@@ -27,6 +29,7 @@ from graft.model.digest import changed as differing
 from graft.model.digest import digests, whole
 from graft.model.load import Loaded, load, tokenizer_of
 from graft.model.load_adapter import load as load_adapter
+from graft.model.positions import room_for_text
 from graft.model.regional import pays
 from graft.model.speech import speak
 from graft.plan.report import after_oom
@@ -83,20 +86,22 @@ def preview(model: str, source: str, console: Console, *, rows: int = 3, max_len
 def train_job(job: TrainJob, console: Console) -> Path:
     """Train, save the adapter into `output_dir` with its tokenizer and `run.json`, score it if there is evaluation data.
 
-    Returns the adapter's folder. Raises GraftError, and leaves no folder, if anything of it cannot be done.
+    Returns the adapter's folder. Raises GraftError, and leaves no folder, if anything of it cannot be done; where only the scoring fails,
+    the adapter stays, with its record.
     """
-    chosen([job.method])
+    checked_job(job)
     table = data.read(job.data, bad_rows=job.bad_rows)
     held_out = data.read(job.eval_data, bad_rows=job.bad_rows) if job.eval_data else None
+    checked_metric(job.metric, (held_out or table).rows)
     loaded = load(job.model, nf4=job.nf4)
-    examples = data.tokenise(table.rows, loaded.tokenizer, job.max_length)
-    say(console, f"{len(table.bad)} rows that cannot be read are left out" if table.bad else "", examples.note)
-    before = digests(loaded.model)
-    method = changed(start(job.method, first_prompts(table, loaded)), job.set)
-    adapted = adapt(loaded.model, method, tokenizer=loaded.tokenizer, seed=job.seed)
-    count = sum(value.numel() for value in adapted.parameters())
-    console.print(f"{job.method}: {count:,} trained parameters, {len(examples.examples):,} rows", highlight=False)
-    validation = data.tokenise(held_out.rows, loaded.tokenizer, job.max_length).examples if held_out and job.eval_every else None
+    method, longest = begun(job, table, loaded)
+    examples = data.tokenise(table.rows, loaded.tokenizer, longest)
+    roomy = "" if longest == job.max_length else f"rows have room for {longest} tokens in the model's context"
+    say(console, roomy, f"{len(table.bad)} rows that cannot be read are left out" if table.bad else "", examples.note)
+    before, adapted = digests(loaded.model), adapt(loaded.model, method, tokenizer=loaded.tokenizer, seed=job.seed)
+    trained = f"{sum(value.numel() for value in adapted.parameters()):,} trained parameters"
+    console.print(f"{job.method}: {trained}, {len(examples.examples):,} rows", highlight=False)
+    validation = data.tokenise(held_out.rows, loaded.tokenizer, longest).examples if held_out and job.eval_every else None
     try:
         result = train(adapted, loaded.tokenizer, examples.examples, validation, recipe(job, len(table.rows)), label=job.method)
     except KeyboardInterrupt as stop:
@@ -108,18 +113,41 @@ def train_job(job: TrainJob, console: Console) -> Path:
     say(console, *result.notes)
     adapted.save(folder := Path(job.output_dir), tokenizer=loaded.tokenizer)
     loaded.tokenizer.save_pretrained(folder)
-    facts = {
-        "job": asdict(job),
-        "base": {"name": loaded.name, "note": loaded.note} | proof,
-        "data_sha256": table.sha256,
-        "training": asdict(result),
-    }
+    base = {"name": loaded.name, "note": loaded.note} | proof
+    facts = {"job": asdict(job), "base": base, "data_sha256": table.sha256, "training": asdict(result)}
+    record(folder, facts)
     if held_out is not None:
         scores = score(loaded.model, loaded.tokenizer, held_out.rows, metric=job.metric, batch_size=job.batch_size)
         console.print(scored(scores))
-        facts["scores"] = {"metric": scores.metric, "value": scores.value, **scores.others}
-    atomic_write(folder / "run.json", json.dumps(facts, indent=1) + "\n")
+        record(folder, facts | {"scores": {"metric": scores.metric, "value": scores.value, **scores.others}})
     return folder
+
+
+def record(folder: Path, facts: dict[str, Any]) -> None:
+    """Write what a run was."""
+    atomic_write(folder / "run.json", json.dumps(facts, indent=1) + "\n")
+
+
+def checked_job(job: TrainJob) -> None:
+    """Raise GraftError for what can be known to be wrong before anything is read."""
+    if job.method == "all":
+        raise TrainingError("graft train trains one method: name it with --method. graft compare trains all of them")
+    chosen([job.method])
+    for name in ("batch_size", "grad_accum"):
+        if getattr(job, name) < 1:
+            raise TrainingError(f"{name} is {getattr(job, name)}; it must be at least 1.")
+    if not (math.isfinite(job.epochs) and job.epochs > 0):
+        raise TrainingError(f"epochs is {job.epochs}; it must be a positive number.")
+    if why := no_place(Path(job.output_dir)):
+        raise TrainingError(why)
+    if (Path(job.output_dir) / "config.json").exists():
+        raise TrainingError(f"{job.output_dir} holds a model: name another folder for the adapter")
+
+
+def begun(job: TrainJob, table: data.Table, loaded: Loaded) -> tuple[Method, int]:
+    """The method as it starts, and how many tokens of a row there is room for."""
+    method = changed(start(job.method, starting_text(table, loaded.tokenizer)), job.set)
+    return method, min(job.max_length, room_for_text(loaded.model, [method]))
 
 
 def too_small(job: TrainJob, model: Any, method: Method, examples: Sequence[data.Example]) -> str:
@@ -173,11 +201,6 @@ def changed(method: Method, changes: Sequence[str]) -> Method:
             value = tuple(part.strip() for part in value.split(","))
         values[name] = checked(f"{method.kind}.{name}", value, fields[name].type)
     return dataclasses.replace(method, **values)  # type: ignore[type-var]
-
-
-def first_prompts(table: data.Table, loaded: Loaded) -> str:
-    """The first prompts of the rows, for methods that start from text."""
-    return str(loaded.tokenizer.decode([token for row in table.rows[:4] for token in data.prompt_ids(row, loaded.tokenizer)]))
 
 
 def scored(scores: Scores) -> RichTable:

@@ -1,8 +1,9 @@
 """What all commands share: the application they belong to, where they print, and how their values are found."""
 
+import inspect
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from rich.console import Console
@@ -36,7 +37,8 @@ def settings(context: typer.Context, file: Path | None) -> dict[str, Any]:
     from graft.config import merged_config
 
     given = {name for name in context.params if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"}
-    return merged_config({name: value for name, value in context.params.items() if name != "config"}, given, file)
+    hints = get_type_hints(inspect.unwrap(context.command.callback)) if context.command.callback else {}
+    return merged_config({name: value for name, value in context.params.items() if name != "config"}, given, file, hints)
 
 
 def required(values: dict[str, Any], *names: str) -> None:

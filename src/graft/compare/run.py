@@ -24,14 +24,16 @@ from graft.compare.machine import machine, versions
 from graft.compare.material import gather
 from graft.compare.records import Run
 from graft.compare.settings import Bounds, CompareConfig, by_hand, remember, remembered, settings
-from graft.compare.starts import chosen
+from graft.compare.starts import chosen, start
 from graft.compare.trials import BaseChanged, Bench, Fields, best_rate, final, trial
 from graft.errors import DataError, GraftError
-from graft.evaluate import choose_metric
+from graft.evaluate import checked_metric
+from graft.files import no_place
 from graft.kernels import nf4
 from graft.model.base import fingerprint
 from graft.model.families import sites
 from graft.model.load import load
+from graft.model.positions import room_for_text
 from graft.train.meter import Clock
 from graft.train.progress import duration
 
@@ -87,9 +89,12 @@ def file_of(bench: Bench) -> Path:
 
 def prepared(config: CompareConfig, progress: bool) -> Bench:
     """The base and the rows, loaded; the bounds are those by hand or the defaults."""
+    if why := no_place(Path(config.output_dir)):
+        raise DataError(why)
     loaded = load(config.model, nf4=config.nf4)
-    material = gather(config, loaded.tokenizer)
-    metric = choose_metric(material.test.rows) if config.metric == "auto" else config.metric
+    longest = room_for_text(loaded.model, [start(name, "a text") for name in chosen(config.methods, config.full)])
+    material = gather(replace(config, max_length=min(config.max_length, longest)), loaded.tokenizer)
+    metric = checked_metric(config.metric, material.test.rows)
     gated = any(site.gated for site in sites(loaded.model))
     return Bench(config, by_hand(config, Bounds()), loaded, material, metric, fingerprint(loaded.model), gated, progress)
 
@@ -167,9 +172,14 @@ def perform_method(bench: Bench, name: str, tasks: int, console: Console) -> Non
             reasons = "; ".join(dict.fromkeys(run.reason for run in tried))
             skip(bench, name, f"none of its {len(tried)} trials finished: {reasons}")
             return
-        rate = best
+        rate = next((run.learning_rate for run in known(bench).values() if settled(run, name)), None) or best
     for seed in range(bench.bounds.seeds):
         perform(bench, Task(f"{name}/seed-{seed}", name, "final", partial(final, bench, name, seed, rate)), tasks, console)
+
+
+def settled(run: Run, method: str) -> bool:
+    """Whether a run settles its method's learning rate: all seeds have one, also where a trial that had failed does better later."""
+    return run.method == method and run.role == "final" and run.status == "done"
 
 
 def skip(bench: Bench, name: str, reason: str) -> None:

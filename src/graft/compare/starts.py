@@ -22,8 +22,8 @@ STARTS: dict[str, Callable[[str], Method]] = {
 
 
 def start(name: str, text: str) -> Method:
-    """The method called `name`, started from `text` if it is one that starts from text."""
-    return STARTS[name](text[:TEXT_LENGTH]) if name in STARTS else METHODS[name]
+    """The method called `name`, started from `text` if it is one that starts from text and there is any."""
+    return STARTS[name](text[:TEXT_LENGTH]) if name in STARTS and text.strip() else METHODS[name]
 
 
 def chosen(names: Sequence[str], full: bool = False) -> tuple[str, ...]:

@@ -60,7 +60,9 @@ def score(
     `length_normalised` ranks by log-likelihood per token. `max_new_tokens` left out follows the longest completion of the rows.
     The model's mode and settings are put back. Raises DataError for no rows, an unknown metric, or rows the metric cannot score.
     """
-    metric = checked(metric, rows)
+    metric = checked_metric(metric, rows)
+    if batch_size < 1:
+        raise DataError(f"batch_size is {batch_size}; it must be at least 1")
     with evaluating(model):
         if metric == "loss":
             return by_loss(model, tokenizer, rows, batch_size, shots, progress)
@@ -70,7 +72,7 @@ def score(
     return replace(by_text(metric, rows, texts), truncated=truncated)
 
 
-def checked(metric: str, rows: Sequence[Row]) -> str:
+def checked_metric(metric: str, rows: Sequence[Row]) -> str:
     """The metric to use, once it is known that it can score these rows."""
     if not rows:
         raise DataError("there are no rows to score")

@@ -24,6 +24,7 @@ from graft.method import Tensors
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
 TEMPLATE, GENERATION = "chat_template.jinja", "generation_config.json"
+MODEL = "config.json"  # of a whole model
 OURS = (CONFIG, WEIGHTS, CARD, TEMPLATE, GENERATION, "adapter.safetensors", "model_head.safetensors")
 SAVE_AGAIN = "load it with the tool that made it and save it again as safetensors"
 PICKLES = ("adapter_model.bin", "adapter_model.pt", "pytorch_model.bin", "pytorch_adapter.bin")
@@ -152,19 +153,25 @@ def write(
 def staged(folder: Path) -> Iterator[Path]:
     """A temporary folder whose files take their places in `folder` when the block ends without an error.
 
-    A folder that is new or holds nothing else is exchanged as a whole; in any other, only these files are replaced.
+    A folder that is new or holds nothing else is exchanged as a whole; in any other, only these files are replaced, and those of an adapter
+    that was there before are removed, which would else be taken for this one's.
     """
     if not folder.exists() or all(path.name in OURS and is_ours(path) for path in folder.iterdir()):
         with atomic_dir(folder) as stage:
             yield stage
         return
+    earlier = (folder / CONFIG).is_file() and not (folder / MODEL).exists()  # beside a model some of the names are the model's
     stage = Path(tempfile.mkdtemp(prefix=".adapter.", suffix=".tmp", dir=folder))
     try:
         yield stage
-        for file in stage.iterdir():
+        made = sorted(stage.iterdir(), reverse=True)
+        for file in made:
             sync_file(file)
-        for file in sorted(stage.iterdir(), reverse=True):
+        for file in made:
             os.replace(file, folder / file.name)
+        for name in {*OURS} - {file.name for file in made} if earlier else ():
+            if is_ours(folder / name):
+                (folder / name).unlink(missing_ok=True)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
     sync_folder(folder)

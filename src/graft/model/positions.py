@@ -4,10 +4,27 @@ A prompt's columns stand between each row's padding and its text. The text's pos
 """
 
 import inspect
+import sys
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from graft.errors import TrainingError
+from graft.forms import VirtualTokens
+from graft.method import Method, makes
+
+
+def room_for_text(model: Any, methods: Iterable[Method]) -> int:
+    """Tokens of text for which a model's context has room beside the most virtual ones of any of these methods; a large number where the
+    model names no end. Raises TrainingError where there is none.
+    """
+    context = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 0)
+    virtual = max((getattr(method, "n", 0) for method in methods if makes(method) is VirtualTokens), default=0)
+    if context and virtual + 2 > context:
+        raise TrainingError(f"{virtual} virtual tokens leave no room for a text in a context of {context}: take fewer (n)")
+    return context - virtual if context else sys.maxsize
 
 
 def columns_in_order(mask: Tensor | None, n: int, length: int) -> Tensor | None:

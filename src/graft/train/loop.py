@@ -206,9 +206,11 @@ def _steps(run: Run, shown: Steps, on_step: Callable[[Step], None] | None) -> st
         shown.update(step, loss, run.tokens)
         if on_step is not None:
             on_step(Step(step, loss, norm, rate, run.tokens, validation_loss))
-        if run.best and config.patience and step - run.best[1] >= config.patience * config.eval_every and not last:
-            return "early"
-    return "max_steps"
+        early = run.best and config.patience and step - run.best[1] >= config.patience * config.eval_every and not last
+        if early or last:
+            run.interrupt.check(f"training stopped after step {step}")  # else nobody would hear of one in the last step
+            return "early" if early else "max_steps"
+    raise AssertionError("a run has a last step")
 
 
 @torch.no_grad()

@@ -52,7 +52,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         least = {"max_steps": 1, "batch_size": 1, "grad_accum": 1, "eval_every": 0, "patience": 0, "clip": 0, "weight_decay": 0}
         for name, low in least.items():
-            if getattr(self, name) < low:
+            if not getattr(self, name) >= low:  # a NaN is not either
                 raise TrainingError(f"{name} is {getattr(self, name)}; it must be at least {low}.")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise TrainingError(f"learning_rate is {self.learning_rate}; it must be a positive number.")
