@@ -79,7 +79,8 @@ class TrainJob:
 def preview(model: str, source: str, console: Console, *, rows: int = 3, max_length: int = 512, bad_rows: str = "fail") -> None:
     """Print rows of a data file with each token marked as trained or ignored."""
     tokenizer = tokenizer_of(model)
-    table = data.read(source, bad_rows=bad_rows, limit=PREVIEWED)
+    table = data.read(source, bad_rows=bad_rows, limit=max(rows, PREVIEWED))
+    say(console, f"the first {len(table)} rows:" if len(table) == max(rows, PREVIEWED) else "")
     data.preview(data.tokenise(table.rows, tokenizer, max_length), tokenizer, console, rows)
 
 

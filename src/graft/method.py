@@ -6,16 +6,17 @@ another. `shapes` is the one source of counts, memory, allocation and load check
 
 import re
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any, ClassVar, Protocol, get_type_hints, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from graft.errors import TargetError
+from graft.errors import AdapterError, TargetError
 from graft.forms import Form
 from graft.site import LINEAR, ROLES, WHOLES, Site
 
+LARGEST = 2**53  # of a number in a config: beyond it, ints are no longer exact as floats
 Tensors = dict[str, Tensor]
 Shapes = dict[str, tuple[int, ...]]
 
@@ -152,3 +153,26 @@ def config(method: Method) -> dict[str, Any]:
     """A method's fields as plain JSON values, its kind first."""
     named = {field.name: getattr(method, field.name) for field in fields(method)}  # type: ignore[arg-type]
     return {"kind": method.kind} | {name: list(value) if isinstance(value, tuple) else value for name, value in named.items()}
+
+
+def usable(method: Any) -> Method:
+    """A method that a user gave. Raises AdapterError, saying what is wrong, where it is none or a field is not of its type."""
+    if isinstance(method, type) or not is_dataclass(method) or not hasattr(method, "kind"):
+        raise AdapterError(f"{method!r} is no method: give one with its settings, such as graft.LoRA(r=8)")
+    for field in fields(method):
+        checked(f"{method.kind}.{field.name}", getattr(method, field.name), field.type)
+    return method  # type: ignore[return-value]
+
+
+def checked(name: str, value: Any, kind: Any) -> Any:
+    """`value` if it is of the field's type (a list stands for a tuple, an int for a float) and, if a number, one that can be used."""
+    if isinstance(value, int | float) and not abs(value) < LARGEST:
+        raise AdapterError(f"{name} is not a number of a usable size")
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        value = tuple(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    wanted = kind if isinstance(kind, type) else tuple
+    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        raise AdapterError(f"{name} = {value!r}: expected {getattr(kind, '__name__', kind)}")
+    return value

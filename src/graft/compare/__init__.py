@@ -5,9 +5,11 @@ from pathlib import Path
 from rich.console import Console
 
 from graft import demo
+from graft.compare import records
 from graft.compare.report import write_report
 from graft.compare.run import compare
 from graft.compare.settings import CompareConfig
+from graft.errors import TrainingError
 
 __all__ = ["CompareConfig", "compare", "demo_and_report", "run_and_report", "write_report"]
 
@@ -16,9 +18,11 @@ DEMO_METHODS = ("lora", "bottleneck", "prefix", "ia3", "last-k")
 
 def run_and_report(config: CompareConfig, console: Console, out: Console) -> Path:
     """Run (or go on with) a comparison and write its report; returns the page's path."""
-    compare(config, console=console)
+    found = records.read(compare(config, console=console))
     page = write_report(Path(config.output_dir))
     out.print(f"Report: {page}", highlight=False)
+    if not any(run.role == "final" and run.status == "done" for run in found.runs):
+        raise TrainingError(f"no method finished: {page} says why")
     return page
 
 

@@ -4,7 +4,7 @@ from dataclasses import fields
 from typing import Any
 
 from graft.errors import AdapterError
-from graft.method import Method
+from graft.method import LARGEST, Method, checked
 from graft.methods.bottleneck import Bottleneck
 from graft.methods.dora import DoRA
 from graft.methods.ia3 import IA3
@@ -13,11 +13,23 @@ from graft.methods.prefix import Prefix
 from graft.methods.prompt import Prompt
 from graft.methods.selective import BiasOnly, Selective
 
-__all__ = ["IA3", "KINDS", "METHODS", "BiasOnly", "Bottleneck", "DoRA", "LoRA", "Prefix", "Prompt", "Selective", "from_config"]
+__all__ = [
+    "IA3",
+    "KINDS",
+    "LARGEST",
+    "METHODS",
+    "BiasOnly",
+    "Bottleneck",
+    "DoRA",
+    "LoRA",
+    "Prefix",
+    "Prompt",
+    "Selective",
+    "checked",
+    "from_config",
+]
 
 KINDS: dict[str, type] = {cls.kind: cls for cls in (LoRA, DoRA, Bottleneck, Prefix, Prompt, IA3, BiasOnly, Selective)}
-
-LARGEST = 2**53  # of a number in a config: beyond it, ints are no longer exact as floats
 
 METHODS: dict[str, Method] = {
     "lora": LoRA(),
@@ -45,17 +57,3 @@ def from_config(config: dict[str, Any]) -> Method:
             raise AdapterError(f"{config['kind']}: unknown key {name!r}: it has {', '.join(types)}")
         values[name] = checked(f"{config['kind']}.{name}", value, types[name])
     return cls(**values)  # type: ignore[no-any-return]
-
-
-def checked(name: str, value: Any, kind: Any) -> Any:
-    """`value` if it is of the field's type (a list stands for a tuple, an int for a float) and, if a number, one that can be used."""
-    if isinstance(value, int | float) and not abs(value) < LARGEST:
-        raise AdapterError(f"{name} is not a number of a usable size")
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        value = tuple(value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    wanted = kind if isinstance(kind, type) else tuple
-    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
-        raise AdapterError(f"{name} = {value!r}: expected {getattr(kind, '__name__', kind)}")
-    return value

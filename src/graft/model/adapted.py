@@ -17,7 +17,7 @@ from graft import formats
 from graft.adapter import Adapter
 from graft.errors import AdapterError
 from graft.forms import VirtualTokens
-from graft.method import Finishing, Method, Tensors, makes
+from graft.method import Finishing, Method, Tensors, makes, usable
 from graft.model import belonging, families, speech
 from graft.model.base import ModuleBase, fingerprint, master_dtype
 from graft.model.fold import why_not
@@ -36,7 +36,9 @@ def adapt(model: Any, method: Method | Sequence[Method], *, tokenizer: Any = Non
     `tokenizer` is needed by methods that start from text; `seed` decides the initial values. Raises TargetError where a method
     finds no place in the model, AdapterError where parts cannot be combined.
     """
-    methods = list(method) if isinstance(method, Sequence) else [method]
+    methods = [usable(one) for one in (method if isinstance(method, Sequence) and not isinstance(method, str) else [method])]
+    if not methods:
+        raise AdapterError("no method was given: give one or several, such as graft.LoRA(r=8)")
     wiring = Wiring(model)
     parts = adapters.fresh(methods, families.sites(model), lambda site: ModuleBase(model, site, tokenizer), seed)
     whole = adapters.replaced(parts)
@@ -71,11 +73,12 @@ class Adapted:
         return slot.hold(number, method, site, base, values, dtype), slot
 
     def detach(self) -> Any:
-        """Take everything off again; the model is what it was before, to the bit. Returns it."""
+        """Take everything off again; the model is what it was before, to the bit. Returns it; a second time nothing is left to do."""
         self.refuse_merged("detached")
-        self.unfuse()
-        self.route(None)
-        self.wiring.detach()
+        if self.wiring.attached:
+            self.unfuse()
+            self.route(None)
+            self.wiring.detach()
         return self.model
 
     def refuse_merged(self, done: str) -> None:
