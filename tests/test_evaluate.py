@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 from statistics import fmean
 
 import pytest
@@ -9,8 +10,8 @@ import torch
 from transformers import GenerationConfig
 
 from graft.data import Message, Row, prompt_ids, tokenise
-from graft.errors import DataError
-from graft.evaluate import Scores, choose_metric, loss, metrics, score, scoring
+from graft.errors import DataError, ModelError
+from graft.evaluate import Scores, choose_metric, likelihood, loss, metrics, score, scoring
 from graft.evaluate.answer import generate
 
 
@@ -25,6 +26,7 @@ ROWS = [
     row("a question", "card", label="card"),
     row("another one", "positive", label="positive"),
 ]
+PLACED = [replace(one, where=f"test.jsonl:{line}") for line, one in enumerate(ROWS, 1)]
 
 
 @torch.no_grad()
@@ -140,6 +142,23 @@ def test_accuracy_ranks_each_rows_choices(tiny_llama, tiny_tokenizer, normalised
     assert result.predictions == tuple(texts[pick] for texts, pick in zip(sets, chosen, strict=True))
     assert result.per_item == tuple(float(pick == 0) for pick in chosen)
     assert result.value == result.others["accuracy_per_token" if normalised else "accuracy_sum"] == fmean(result.per_item)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_candidates_are_not_ranked_by_losses_that_are_not_finite(tiny_llama, tiny_tokenizer, value):
+    """The first of them would be chosen for every row, and be right wherever it is."""
+    broken = copy.deepcopy(tiny_llama)
+    broken.lm_head.weight.data.fill_(value)
+    with pytest.raises(ModelError, match=r"loss is not finite on the candidates of test\.jsonl:1 and 4 more, so.*lower learning rate"):
+        score(broken, tiny_tokenizer, PLACED, metric="accuracy")
+
+
+def test_one_answer_without_a_finite_loss_is_found_among_good_ones(tiny_llama, tiny_tokenizer, monkeypatch):
+    nll = [1.0] * 3 * len(PLACED)
+    nll[7] = math.nan  # not the first of its row, where comparing with it would hide it
+    monkeypatch.setattr(likelihood, "summed_nll", lambda *args: nll)
+    with pytest.raises(ModelError, match=r"on the candidates of test\.jsonl:3, so"):
+        score(tiny_llama, tiny_tokenizer, PLACED, metric="accuracy")
 
 
 def test_accuracy_over_a_label_set(tiny_llama, tiny_tokenizer):

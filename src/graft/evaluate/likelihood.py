@@ -3,6 +3,7 @@
 nll(row) = - sum over the trained tokens t of log p(t | everything before t)        in nats, the end token included
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from graft.data import Example, Row, collate, tokenise
-from graft.errors import DataError
+from graft.errors import DataError, ModelError
 from graft.evaluate.answer import Progress, by_length, evaluating, padding, tell
 from graft.model import supervised
 
@@ -104,12 +105,13 @@ def ranked(
     shots: Sequence[Row] = (),
     progress: Progress | None = None,
 ) -> Ranked:
-    """The likeliest candidate of every row; of equals the first."""
+    """The likeliest candidate of every row; of equals the first. Raises ModelError where a candidate's loss is not finite."""
     asked = [replace(row, completion=text) for row, some in zip(rows, offered, strict=True) for text in some.texts]
     examples = tokenise(asked, tokenizer, shots=shots).examples
     total = len(examples)
     per_row = None if progress is None else lambda done, _: progress(done * len(rows) // total, len(rows))
     nll = summed_nll(model, examples, padding(tokenizer), batch_size, per_row)
+    check_finite(nll, asked)
     start, summed, per_token = 0, [], []
     for some in offered:
         end = start + len(some.texts)
@@ -119,3 +121,12 @@ def ranked(
         per_token.append(means.index(min(means)))
         start = end
     return Ranked(tuple(summed), tuple(per_token))
+
+
+def check_finite(nll: Sequence[float], rows: Sequence[Row]) -> None:
+    """Raise ModelError unless each row's loss is finite: a NaN is below nothing, so the first candidate would always win."""
+    bad = list(dict.fromkeys(row.where or row.id for value, row in zip(nll, rows, strict=True) if not math.isfinite(value)))
+    if bad:
+        where = bad[0] + (f" and {len(bad) - 1} more" if len(bad) > 1 else "")
+        way_out = "If it was trained, train it again with a lower learning rate; if it is held in float16, hold it in bfloat16 or float32"
+        raise ModelError(f"the model's loss is not finite on the candidates of {where}, so they cannot be ranked. {way_out}")
