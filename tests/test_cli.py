@@ -13,6 +13,7 @@ import pytest
 import typer.main
 
 from graft import cli
+from graft.errors import ModelError
 from graft_rows import write_rows
 
 FLAGS = {
@@ -104,6 +105,19 @@ def test_train_then_eval_then_merge(graft, place):
     assert "largest gap" in printed
     code, printed = graft("eval", "--model", "merged", "--data", "test.jsonl", "--metric", "loss")
     assert code == 0
+
+
+def test_what_was_trained_keeps_its_record_where_the_scoring_fails(graft, place, monkeypatch):
+    def fails(*args, **kwargs):
+        raise ModelError("no score today")
+
+    monkeypatch.setattr("graft.jobs.score", fails)
+    code, printed = graft("train", *JOB, "--output-dir", "unscored", "--eval-data", "test.jsonl")
+    assert code == 2
+    assert "no score today" in printed
+    made = json.loads((place / "unscored" / "run.json").read_text())
+    assert made["training"]["steps"] == 2
+    assert "scores" not in made
 
 
 def test_verify_proves_that_the_base_is_untouched(graft, place):
