@@ -169,9 +169,10 @@ def staged(folder: Path) -> Iterator[Path]:
             sync_file(file)
         for file in made:
             os.replace(file, folder / file.name)
+        sync_folder(folder)
         for name in {*OURS} - {file.name for file in made} if earlier else ():
-            if is_ours(folder / name):
-                (folder / name).unlink(missing_ok=True)
+            if (folder / name).is_file() and is_ours(folder / name):
+                (folder / name).unlink()
     finally:
         shutil.rmtree(stage, ignore_errors=True)
     sync_folder(folder)
