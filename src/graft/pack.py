@@ -14,6 +14,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from graft.errors import AdapterError
 from graft.forms import ACTIVATIONS, Affine, apart, project, scaled, shifted
 from graft.kernels import slots
 
@@ -214,9 +215,16 @@ def flat(s: Tensor, y: Tensor) -> Tensor:
     return s.expand(y.shape[:-1]).reshape(-1)
 
 
+def turns(names: int, rows: int) -> int:
+    """How many rows in turn (beams) each of so many routed names has. Raises AdapterError where they do not come out even."""
+    if rows % names:
+        raise AdapterError(f"{names} names are routed and the batch has {rows} rows: give route a name for each row")
+    return rows // names
+
+
 def slots_of(s: Tensor, shape: Sequence[int]) -> Tensor:
     """Bring slots s [rows] (or one a token, [rows, T]) to a module's leading shape [B, ...], B a multiple of rows (beams)."""
     if tuple(s.shape) == tuple(shape):
         return s
-    rows = s.repeat_interleave(shape[0] // s.shape[0], 0)
+    rows = s.repeat_interleave(turns(len(s), shape[0]), 0)
     return rows.reshape(shape[0], *[1] * (len(shape) - 1)) if rows.dim() == 1 else rows

@@ -16,6 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from graft.kernels import attention
+from graft.pack import turns
 
 MASKS = {"sdpa": sdpa_mask, "eager": eager_mask}
 MORE = ("softcap", "position_bias", "s_aux")
@@ -134,4 +135,4 @@ def place(
 
 def spread(value: Tensor, rows: int, dim: int = 0) -> Tensor:
     """[..., R, ...] -> [..., rows, ...] along `dim`, each row repeated for its beams; 1 stays 1."""
-    return value if value.shape[dim] in (1, rows) else value.repeat_interleave(rows // value.shape[dim], dim)
+    return value if value.shape[dim] in (1, rows) else value.repeat_interleave(turns(value.shape[dim], rows), dim)

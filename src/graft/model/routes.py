@@ -69,6 +69,8 @@ class Routes:
         if rows is None:
             self.rows, routing.slots, routing.virtual = None, None, (None, None, 1)
             return
+        if not rows:
+            raise AdapterError("route takes a name for each row, and has none: route(None) gives every row the live adapter")
         for name in rows:
             if name is not None and name not in self.numbers:
                 raise AdapterError(f"no adapter is called {name!r}: there are {', '.join(self.names)}")
