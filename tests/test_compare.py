@@ -167,6 +167,14 @@ def test_a_failing_method_is_recorded_and_tried_again(place, tmp_path, monkeypat
     assert all(each.status == "done" for each in go(config(place, tmp_path)).runs)
 
 
+def test_rows_are_cut_to_the_context_beside_virtual_tokens_and_it_is_said(place, tmp_path):
+    context = json.loads((place / "model" / "config.json").read_text())["max_position_embeddings"]
+    asked = config(place, tmp_path, methods=("prefix",), max_length=2 * context, seeds=1)
+    n = METHODS["prefix"].n
+    said = f"rows have room for {context - n} tokens in the model's context, beside the virtual ones of any method"
+    assert said in go(asked).plan.data["notes"]
+
+
 def test_all_seeds_of_a_method_have_one_rate(place, tmp_path, monkeypatch):
     """Also where a trial that had failed is tried again between them, and does better."""
     rates = grid("lora", 2)

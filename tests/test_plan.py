@@ -15,7 +15,7 @@ from rich.console import Console
 
 from graft import jobs
 from graft.errors import ModelError, TargetError, TrainingError
-from graft.methods import LoRA, Selective
+from graft.methods import LoRA, Prefix, Prompt, Selective
 from graft.plan import NEEDS, after_oom, page, plain, plan, plan_and_show
 from graft.plan.advice import Situation, why_not
 from graft.plan.memory import PARTS
@@ -41,6 +41,15 @@ def test_a_command_can_be_pasted_from_a_narrow_terminal(tight):
     found = plan(config, methods={"lora r=8": LoRA()})
     assert shlex.split(found.entries[0].command)[:4] == ["graft", "train", "--model", "my models/base"]
     assert f"\n{spaced.entries[0].command}\n" in printed(spaced, 60)
+
+
+def test_a_command_leaves_room_for_virtual_tokens_in_the_context():
+    config = llama(256, 2, 512)
+    config.max_position_embeddings = 128
+    found = by_name(plan(config, methods={"lora r=8": LoRA(), "prompt n=20": Prompt(), "prefix n=200": Prefix(n=200)}))
+    assert "--max-length 128 " in found["lora r=8"].command
+    assert "--max-length 108 " in found["prompt n=20"].command
+    assert "200 virtual tokens leave no room" in found["prefix n=200"].counted.refused
 
 
 def test_what_is_not_known_is_refused_with_what_is():

@@ -8,15 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def no_place(path: Path) -> str:
-    """Why no folder is, or can be made, at `path`, as a sentence; "" where one can."""
+def no_place(path: Path, *, beside: bool = True) -> str:
+    """Why no folder can be written at `path`, as a sentence; "" where one can. `beside` says that it is made beside it and exchanged."""
     if path.exists() and not path.is_dir():
         return f"{path} is a file: name a folder"
-    there = next(folder for folder in path.absolute().parents if folder.exists())
+    there = next(folder for folder in (path.absolute(), *path.absolute().parents)[beside:] if folder.exists())
     try:
         os.rmdir(tempfile.mkdtemp(prefix=f".{path.name}.", dir=there))
     except OSError as error:
-        return f"{path} cannot be made: {error.strerror} ({there})"
+        return f"{path} cannot be {'written to' if path.exists() else 'made'}: {error.strerror} ({there})"
     return ""
 
 

@@ -89,11 +89,14 @@ def file_of(bench: Bench) -> Path:
 
 def prepared(config: CompareConfig, progress: bool) -> Bench:
     """The base and the rows, loaded; the bounds are those by hand or the defaults."""
-    if why := no_place(Path(config.output_dir)):
+    if why := no_place(Path(config.output_dir), beside=False):
         raise DataError(why)
     loaded = load(config.model, nf4=config.nf4)
     longest = room_for_text(loaded.model, [start(name, "a text") for name in chosen(config.methods, config.full)])
     material = gather(replace(config, max_length=min(config.max_length, longest)), loaded.tokenizer)
+    if longest < config.max_length:
+        note = f"rows have room for {longest} tokens in the model's context, beside the virtual ones of any method"
+        material = replace(material, notes=(note, *material.notes))
     metric = checked_metric(config.metric, material.test.rows)
     gated = any(site.gated for site in sites(loaded.model))
     return Bench(config, by_hand(config, Bounds()), loaded, material, metric, fingerprint(loaded.model), gated, progress)

@@ -4,14 +4,16 @@ A count is the sum of the sizes of the tensors that the method's own `shapes` na
 holds; adapter bytes are of values in float32, without the few bytes of a file's header.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from graft import adapter as adapters
-from graft.errors import TargetError
+from graft.errors import TargetError, TrainingError
 from graft.method import Method
 from graft.model import families
+from graft.model.positions import room_for_text
 from graft.model.skeleton import skeleton
 from graft.model.virtual_tokens import closed
 from graft.plan.serving import Served, served
@@ -22,7 +24,10 @@ BYTES = 4  # a float32 value
 
 @dataclass(frozen=True)
 class Counted:
-    """One method on one model: trained and stored values, the base's parameters, what serving costs; or why it has no place."""
+    """One method on one model: trained and stored values, the base's parameters, what serving costs; or why it has no place.
+
+    `room` are the tokens of text that the model's context has room for beside the method's virtual ones.
+    """
 
     name: str
     setting: str
@@ -31,6 +36,7 @@ class Counted:
     base: int = 0
     served: Served | None = None
     refused: str = ""
+    room: int = sys.maxsize
 
     @property
     def share(self) -> float:
@@ -64,11 +70,13 @@ def counted(model: Any, sites: Sequence[Site], methods: Mapping[str, Method]) ->
             trained = adapters.count([method], sites)
             kept = adapters.count([method], sites, as_stored=True)
             cost = served(model, method, sites)
-        except TargetError as error:
+            room = room_for_text(model, [method])
+        except (TargetError, TrainingError) as error:
             found.append(Counted(name, setting, base=base, refused=str(error)))
             continue
         refused = closed(model) if cost.positions else ""
-        found.append(Counted(name, setting, base=base, refused=refused) if refused else Counted(name, setting, trained, kept, base, cost))
+        entry = Counted(name, setting, trained, kept, base, cost, room=room)
+        found.append(Counted(name, setting, base=base, refused=refused) if refused else entry)
     return found
 
 

@@ -6,13 +6,13 @@ hub id's config.
 
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from transformers import PretrainedConfig
 
-from graft.errors import GraftError, ModelError
+from graft.errors import DataError, GraftError, ModelError
 from graft.method import Method
 from graft.model import families
 from graft.model.load import config_of, default_dtype, tokenizer_of
@@ -77,6 +77,8 @@ def plan(
     memory is known too and times are predicted, or "cpu" for this machine's processor, of which `memory` is what the process may have;
     `need` are keys of `advice.NEEDS`. Raises ModelError, DataError or TargetError.
     """
+    if examples is not None and examples < 1:
+        raise DataError(f"examples is {examples}; it must be at least 1, or left out where nothing is known of them")
     config = model if isinstance(model, PretrainedConfig) else config_of(model)
     name = model if isinstance(model, str) else config.name_or_path or config.model_type
     cpu = gpu is not None and gpu.strip().lower() == "cpu"
@@ -85,14 +87,13 @@ def plan(
     rows = rows_of(data, tokenizer(name), examples) if data else assumed(examples)
     empty = skeleton(config)
     sites = families.sites(empty)
-    most = min(rows.longest, int(getattr(config, "max_position_embeddings", None) or rows.longest))
 
     def makes(method: Method, setup: Setup) -> Job:
         return job(empty, sites, method, setup)
 
     chosen = methods or USUAL
     dtype = default_dtype(torch.device("cpu")) if cpu else torch.bfloat16
-    setup = Setup(tokens=most, bytes=dtype.itemsize, fused=not cpu, compiled=not cpu, cpu=cpu)
+    setup = Setup(tokens=rows.longest, bytes=dtype.itemsize, fused=not cpu, compiled=not cpu, cpu=cpu)
     entries = tuple(entry(one, chosen[one.name], makes, setup, rows, size, card, name) for one in counted(empty, sites, chosen))
     fits = {each.counted.name.split()[0] for each in entries if each.choice}
     base = sum(value.numel() for value in empty.parameters())
@@ -109,9 +110,10 @@ def tokenizer(name: str) -> Any:
 
 
 def entry(one: Counted, method: Method, makes: Any, setup: Setup, rows: Rows, size: int | None, card: Card | None, model: str) -> Entry:
-    """One method's entry."""
+    """One method's entry. Rows are cut to what the context has room for beside its virtual tokens."""
     if one.refused:
         return Entry(one)
+    setup = replace(setup, tokens=min(setup.tokens, one.room))
     choice = fitting(makes, method, setup, rows, None if size is None else room(size, setup.cpu), card)
     if choice is None:
         least = smallest(makes, method, setup, rows)
