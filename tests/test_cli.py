@@ -10,7 +10,9 @@ import sys
 import time
 
 import pytest
+import transformers
 import typer.main
+from safetensors import SafetensorError
 
 from graft import cli
 from graft.errors import ModelError
@@ -90,6 +92,7 @@ def graft(place, monkeypatch, capsys):
 
 
 JOB = ("--model", "base", "--data", "train.jsonl", "--max-steps", "2", "--batch-size", "4")
+DELIVERED = ("--model", "base", "--adapter", "nowhere", "--data", "test.jsonl")
 
 
 def test_train_then_eval_then_merge(graft, place):
@@ -182,6 +185,14 @@ def test_a_comparison_and_its_report(graft, place):
     assert "Going on" in printed
 
 
+def test_a_preview_of_some_rows_does_not_call_them_all(graft, place):
+    write_rows(place / "many.jsonl", 80)
+    assert "\nof the first 64 rows: " in graft("preview", "--model", "base", "--data", "many.jsonl")[1]
+    assert "\nof the first 70 rows: " in graft("preview", "--model", "base", "--data", "many.jsonl", "--rows", "70")[1]
+    write_rows(place / "all.jsonl", 64)
+    assert "\n64 rows, " in graft("preview", "--model", "base", "--data", "all.jsonl")[1]
+
+
 def test_preview_marks_tokens(graft):
     code, printed = graft("preview", "--model", "base", "--data", "train.jsonl", "--rows", "1")
     assert code == 0
@@ -217,6 +228,18 @@ def test_plan_counts(graft):
         (("compare", *JOB, "--output-dir", "x", "--metric", "foo"), "unknown metric 'foo'"),
         (("compare", *JOB, "--output-dir", "x", "--config", "count.yaml"), "trials is 'two'"),
         (("eval", "--model", "base", "--data", "test.jsonl", "--batch-size", "-1"), "batch_size is -1; it must be at least 1"),
+        (("eval", "--model", "base", "--data", "test.jsonl", "--eval-limit", "-3"), "eval_limit is -3, must be at least 1"),
+        (("preview", "--model", "base", "--data", "test.jsonl", "--rows", "-3"), "rows is -3, must be at least 1"),
+        (("eval", "--model", "base", "--data", "bad.jsonl"), "skip) where a command has it"),
+        (("train", *JOB, "--output-dir", "x", "--max-length", "3"), "Raise max_length or shorten the rows (Python has truncate="),
+        (("compare", *JOB[:2], "--data", "two.jsonl", "--output-dir", "x"), "two.jsonl has 2 rows; a comparison needs at least 3"),
+        (("plan", "--model", "base", "--examples", "-3"), "examples is -3; it must be at least 1"),
+        (("plan", "--model", "base", "--examples", "0"), "examples is 0; it must be at least 1"),
+        (("plan", "--model", "base", "--html", "."), "--html names a file, and . is a folder"),
+        (("plan", "--model", "base", "--html", "bad.jsonl/x.html"), "bad.jsonl is a file: name a folder"),
+        (("merge", *DELIVERED, "--output-dir", "bad.jsonl/x"), "bad.jsonl/x cannot be made: Not a directory"),
+        (("merge", *DELIVERED, "--output-dir", "x", "--rows", "0"), "rows is 0, must be at least 1"),
+        (("export", *DELIVERED, "--to", "merged", "--output-dir", "bad.jsonl/x"), "bad.jsonl/x cannot be made: Not a directory"),
         (("train", *JOB, "--output-dir", "x", "--method", "bias", "--set", "add=false"), "BiasOnly(add=True)"),
         (("train", *JOB[:2], "--data", "bad.jsonl", "--output-dir", "x"), "bad.jsonl:2"),
         (("train", "--model", "nowhere/at/all", *JOB[2:], "--output-dir", "x"), "there is no model"),
@@ -227,6 +250,7 @@ def test_plan_counts(graft):
 def test_each_mistake_gets_one_sentence_and_leaves_nothing(graft, place, words, said):
     (place / "bad.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n')
     (place / "typo.yaml").write_text("max_step: 3\n")
+    (place / "two.jsonl").write_text("".join((place / "test.jsonl").read_text().splitlines(keepends=True)[:2]))
     (place / "typed.yaml").write_text("learning_rate: two\n")
     (place / "count.yaml").write_text("trials: two\n")
     code, printed = graft(*words)
@@ -268,6 +292,23 @@ def test_a_full_disk_while_saving_is_said_and_leaves_nothing_half_written(graft,
     code, printed = graft("train", *JOB, "--output-dir", "full")
     assert code == 2
     assert "No space left on device" in printed
+    assert not (place / "full").exists()
+    assert not [name for name in os.listdir(place) if name.endswith(".tmp")]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), SafetensorError("I/O error: no space")])
+@pytest.mark.parametrize("words", [("merge",), ("export", "--to", "merged")])
+def test_a_full_disk_while_delivering_is_said_and_leaves_nothing(graft, place, monkeypatch, words, error):
+    assert graft("train", *JOB, "--output-dir", "whole")[0] == 0
+
+    def full(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", full)
+    code, printed = graft(*words, *DELIVERED[:2], "--adapter", "whole", *DELIVERED[4:], "--output-dir", "full")
+    assert code == 2
+    assert "cannot save to full: " in printed
+    assert "nothing was saved" in printed
     assert not (place / "full").exists()
     assert not [name for name in os.listdir(place) if name.endswith(".tmp")]
 

@@ -16,7 +16,8 @@ from graft.errors import AdapterError, DataError
 from graft.evaluate.gap import Gap, bound_of, gap_of, logits
 from graft.export import export
 from graft.export.merged import check_homes
-from graft.files import atomic_dir
+from graft.export.place import new_dir
+from graft.files import atomic_dir, no_place
 from graft.model.base import storage
 from graft.model.combine import combine
 from graft.model.ground import ground
@@ -55,16 +56,17 @@ def merge_job(
     new_folder(output_dir)
     if into is not None and not nf4:
         raise AdapterError("--into names the base that a 4-bit base was quantised from: give --nf4 too, or name that base as --model")
+    table = data.read(source, limit=rows, called="rows")
     loaded = load(model, nf4=nf4, dtype=None if nf4 else own_dtype(model))
     why = TRAINED.get(trained_on(adapter, loaded, model) or "", "")
     adapted = attached(loaded, adapter, console)
-    batches = batches_of(loaded, data.read(source, limit=rows).rows)
+    batches = batches_of(loaded, table.rows)
     before = [logits(loaded.model, batch) for batch in batches]
     packed, plain = bool(storage(loaded.model)), merged(adapted)
     other = rebased(plain, into or model, adapter, before, batches, console, why) if packed else None
     plain = plain if into is None or other is None else other
     exact = into is None and not requantise
-    with atomic_dir(Path(output_dir)) as folder:
+    with new_dir(Path(output_dir)) as folder:
         gap = saved(plain, loaded, folder, before, batches, requantise=requantise)
         bound = max_gap if max_gap is not None else bound_of(plain.dtype, gap) if exact else float("inf")
         if not gap.largest <= bound:
@@ -171,7 +173,7 @@ def export_job(
 ) -> None:
     """Export an adapter to a new folder, and say what it promises and what was measured."""
     new_folder(output_dir)
-    table = data.read(source, limit=rows)
+    table = data.read(source, limit=rows, called="rows")
     loaded = load(model, nf4=nf4)
     for adapter in adapters:
         trained_on(adapter, loaded, model)
@@ -183,9 +185,11 @@ def export_job(
 
 
 def new_folder(output_dir: str) -> None:
-    """Raise DataError if the folder exists."""
+    """Raise DataError if the folder exists or cannot be made."""
     if Path(output_dir).exists():
         raise DataError(f"{output_dir} exists: name a new folder")
+    if why := no_place(Path(output_dir)):
+        raise DataError(why)
 
 
 def batches_of(loaded: Loaded, rows: Any) -> Batches:

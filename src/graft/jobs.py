@@ -19,7 +19,7 @@ from graft import data
 from graft.compare.grids import DEFAULT_RATES
 from graft.compare.material import starting_text
 from graft.compare.starts import chosen, start
-from graft.errors import TargetError, TrainingError
+from graft.errors import DataError, TargetError, TrainingError
 from graft.evaluate import Scores, checked_metric, score
 from graft.files import atomic_write, no_place
 from graft.method import Method
@@ -78,10 +78,12 @@ class TrainJob:
 
 def preview(model: str, source: str, console: Console, *, rows: int = 3, max_length: int = 512, bad_rows: str = "fail") -> None:
     """Print rows of a data file with each token marked as trained or ignored."""
+    if rows < 1:
+        raise DataError(f"rows is {rows}, must be at least 1")
     tokenizer = tokenizer_of(model)
-    table = data.read(source, bad_rows=bad_rows, limit=max(rows, PREVIEWED))
-    say(console, f"the first {len(table)} rows:" if len(table) == max(rows, PREVIEWED) else "")
-    data.preview(data.tokenise(table.rows, tokenizer, max_length), tokenizer, console, rows)
+    most = max(rows, PREVIEWED)
+    table = data.read(source, bad_rows=bad_rows, limit=most + 1)  # one more, to know whether these are all
+    data.preview(data.tokenise(table.rows[:most], tokenizer, max_length), tokenizer, console, rows, part=len(table) > most)
 
 
 def train_job(job: TrainJob, console: Console) -> Path:
@@ -96,9 +98,9 @@ def train_job(job: TrainJob, console: Console) -> Path:
     checked_metric(job.metric, (held_out or table).rows)
     loaded = load(job.model, nf4=job.nf4)
     method, longest = begun(job, table, loaded)
+    say(console, "" if longest == job.max_length else f"rows have room for {longest} tokens in the model's context")
     examples = data.tokenise(table.rows, loaded.tokenizer, longest)
-    roomy = "" if longest == job.max_length else f"rows have room for {longest} tokens in the model's context"
-    say(console, roomy, f"{len(table.bad)} rows that cannot be read are left out" if table.bad else "", examples.note)
+    say(console, f"{len(table.bad)} rows that cannot be read are left out" if table.bad else "", examples.note)
     before, adapted = digests(loaded.model), adapt(loaded.model, method, tokenizer=loaded.tokenizer, seed=job.seed)
     trained = f"{sum(value.numel() for value in adapted.parameters()):,} trained parameters"
     console.print(f"{job.method}: {trained}, {len(examples.examples):,} rows", highlight=False)
@@ -217,7 +219,7 @@ def evaluate_job(
     model: str, source: str, console: Console, *, adapter: str | None, metric: str, limit: int, batch_size: int, nf4: bool
 ) -> Scores:
     """Score a base, or an adapter on it, on the rows of a file."""
-    table = data.read(source, limit=limit or None)
+    table = data.read(source, limit=limit or None, called="eval_limit")
     loaded = load(model, nf4=nf4)
     if adapter is not None:
         load_adapter(loaded.model, adapter)

@@ -10,6 +10,7 @@ from typing import Any
 
 from graft.compare.settings import Bounds, CompareConfig
 from graft.data import Example, Row, Table, overlap, prompts, read, split, tokenise
+from graft.data.tokenise import counted
 from graft.errors import DataError
 
 VALIDATION = (10, 200)  # one row of so many, at most so many rows
@@ -46,7 +47,7 @@ class Material:
 
 def gather(config: CompareConfig, tokenizer: Any) -> Material:
     """Read, split and tokenise. Raises DataError for files, rows or splits that cannot be used."""
-    train = read(config.data, bad_rows=config.bad_rows)
+    train = enough(read(config.data, bad_rows=config.bad_rows), 3 if config.eval_data is None else 2)
     notes = skipped(train)
     if config.eval_data is None:
         train, test = hold_out(train, TEST, config.seed)
@@ -64,11 +65,17 @@ def gather(config: CompareConfig, tokenizer: Any) -> Material:
     return Material(train, validation, test, trained.examples, validated.examples, text, tuple(notes))
 
 
+def enough(table: Table, least: int) -> Table:
+    """The training file as it was read. Raises DataError for fewer rows than there must be to train on and to hold out."""
+    if len(table) < least:
+        rows = counted(len(table), "row")
+        raise DataError(f"{table.path} has {rows}; a comparison needs at least {least}: some to train on and some to hold out")
+    return table
+
+
 def hold_out(table: Table, share: tuple[int, int], seed: int) -> tuple[Table, Table]:
-    """(the rest, the rows held out): one of `share[0]` rows, at most `share[1]`. Raises DataError for too few rows."""
+    """(the rest, the rows held out): one of `share[0]` rows, at most `share[1]`. Raises DataError where prompts are shared by too many."""
     one_of, most = share
-    if len(table) < 2:
-        raise DataError(f"{table.path} has {len(table)} row; a comparison needs rows to train on and rows to hold out.")
     return split(table, max(1, min(most, len(table) // one_of)), seed)
 
 

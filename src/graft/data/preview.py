@@ -18,8 +18,8 @@ IGNORED, IGNORED_ALT = "grey50", "grey62"
 BAR = "│"
 
 
-def preview(tokenised: Tokenised, tokenizer: "PreTrainedTokenizerBase", console: Console, n: int = 3) -> None:
-    """Print the first `n` examples, a legend before them and the counts after."""
+def preview(tokenised: Tokenised, tokenizer: "PreTrainedTokenizerBase", console: Console, n: int = 3, part: bool = False) -> None:
+    """Print the first `n` examples, a legend before them and the counts after; `part` says that there are more rows than those."""
     legend = Text("Each token is ").append(" trained ", TRAINED).append(" and stands between « and », or is ").append("ignored", IGNORED)
     console.print(legend.append(f"; {BAR} parts tokens, ⏎ is a newline."))
     for number, example in enumerate(tokenised.examples[:n], 1):
@@ -28,17 +28,17 @@ def preview(tokenised: Tokenised, tokenizer: "PreTrainedTokenizerBase", console:
         console.print(Text(f"row {number} · {where} · {len(example.ids)} tokens, {example.trained} trained", style="bold"))
         console.print(coloured(example, tokenizer))
     console.print()
-    console.print(Text(counts(tokenised), style="bold"))
+    console.print(Text(counts(tokenised, part), style="bold"))
     if tokenised.note:
         console.print(Text(f"Note: {tokenised.note}.", style="yellow"))
 
 
-def counts(tokenised: Tokenised) -> str:
+def counts(tokenised: Tokenised, part: bool = False) -> str:
     """How many rows and tokens, how many of them trained."""
     share = 100 * tokenised.trained / max(1, tokenised.tokens)
     longest = max((len(example.ids) for example in tokenised.examples), default=0)
-    rows, trained = len(tokenised.examples), f"{tokenised.trained:,} trained ({share:.1f}%)"
-    return f"{counted(rows, 'row')}, {tokenised.tokens:,} tokens, {trained}; the longest row has {longest:,}"
+    rows, trained = counted(len(tokenised.examples), "row"), f"{tokenised.trained:,} trained ({share:.1f}%)"
+    return f"{f'of the first {rows}:' if part else f'{rows},'} {tokenised.tokens:,} tokens, {trained}; the longest row has {longest:,}"
 
 
 def coloured(example: Example, tokenizer: "PreTrainedTokenizerBase") -> Text:

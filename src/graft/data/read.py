@@ -17,8 +17,9 @@ from graft.errors import DataError
 SHOWN = 5
 
 
-def read(source: str | Path, *, bad_rows: str = "fail", limit: int | None = None) -> Table:
+def read(source: str | Path, *, bad_rows: str = "fail", limit: int | None = None, called: str = "limit") -> Table:
     """Read a file (or a hub data set) into a Table; with `limit`, its first `limit` good rows, and nothing is checked after them.
+    `called` is what an error calls the limit.
 
     `bad_rows="fail"` raises DataError that names the first five bad rows and counts the rest; `"skip"` keeps them in `Table.bad`.
     Raises DataError too for a missing file, an unknown format, a broken archive, and a file without one usable row.
@@ -26,7 +27,7 @@ def read(source: str | Path, *, bad_rows: str = "fail", limit: int | None = None
     if bad_rows not in ("fail", "skip"):
         raise DataError(f"bad_rows is '{bad_rows}', must be 'fail' or 'skip'")
     if limit is not None and limit < 1:
-        raise DataError(f"limit is {limit}, must be at least 1")
+        raise DataError(f"{called} is {limit}, must be at least 1")
     path = local_file(source)
     if path is None:
         name, sha256, lines = from_hub(str(source))
@@ -88,5 +89,5 @@ def complaint(source: str, bad: list[BadRow], total: int) -> str:
     """The error for bad rows: the first few in full, the rest counted."""
     shown = "\n".join(f"  {row}" for row in bad[:SHOWN])
     more = f"\n  and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
-    way_out = "Correct them, or leave them out with --bad-rows skip (bad_rows='skip')."
+    way_out = "Correct them, or leave them out (bad_rows='skip'; --bad-rows skip) where a command has it."
     return f"{source}: {len(bad)} of {total} rows cannot be used:\n{shown}{more}\n{way_out}"

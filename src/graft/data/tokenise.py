@@ -239,7 +239,7 @@ def too_long(cut: tuple[str, ...], whole: list[Example], max_length: int | None)
     needed = max(example.trained + 1 for example in whole)
     return (
         f"{counted(len(cut), 'completion')} cannot fit in max_length {max_length}: {names}; the longest needs {needed}. "
-        f"Raise max_length, shorten the rows, or allow it with truncate='cut' or 'drop'"
+        f"Raise max_length or shorten the rows (Python has truncate='cut' and 'drop' besides)"
     )
 
 

@@ -14,9 +14,9 @@ from graft.evaluate.gap import Gap, bound_of, gap_of, logits
 from graft.export.lora import peft_lora
 from graft.export.merged import merged
 from graft.export.parcel import Batch, Order, Parcel
+from graft.export.place import new_dir
 from graft.export.shards import shards
 from graft.export.vocabulary import vocabulary
-from graft.files import atomic_dir
 from graft.model.adapted import Adapted
 from graft.model.combine import read
 from graft.model.load import Loaded
@@ -58,7 +58,7 @@ def export(
         raise AdapterError(f"{target} takes one adapter; only vocabulary takes several, whose folders have different names")
     order = Order(base, {name: read(base.model, Path(one)) for name, one in zip(names, adapters, strict=True)})
     before = [adapted_logits(order, name, batches) for name in names]
-    with atomic_dir(Path(folder)) as stage:
+    with new_dir(Path(folder)) as stage:
         parcel = TARGETS[target](order, stage)
         after = [[parcel.runs(number, batch) for batch in batches] for number in range(len(names))]
         gap = gap_of([row for rows in before for row in rows], [row for rows in after for row in rows])

@@ -6,7 +6,8 @@ from typing import Any
 
 from rich.console import Console
 
-from graft.files import atomic_write
+from graft.errors import DataError
+from graft.files import atomic_write, no_place
 from graft.method import Method
 from graft.model import families
 from graft.model.skeleton import skeleton
@@ -30,6 +31,8 @@ def plan_and_show(
     """Plan as `plan` does (`known` are its arguments, `need` words with commas), print it, as JSON if asked; also as a page."""
     if why_not:
         advice.why_not(advice.Situation(), why_not)  # an unknown method is refused before anything is printed
+    if html:
+        check_file(html)
     found = plan(model, need=[word.strip() for word in need.split(",") if word.strip()], **known)
     if html:
         atomic_write(html, page(found, why_not))
@@ -37,6 +40,14 @@ def plan_and_show(
         console.print_json(data=plain(found, why_not))
     else:
         show(found, console, why_not)
+
+
+def check_file(html: Path) -> None:
+    """Raise DataError where no page can be written."""
+    if html.is_dir():
+        raise DataError(f"--html names a file, and {html} is a folder")
+    if why := no_place(html.parent, beside=False):
+        raise DataError(f"--html {html}: {why}")
 
 
 def after_oom(
