@@ -8,6 +8,7 @@ import torch
 import graft
 from graft.errors import AdapterError
 from graft.model.checkpointing import checkpointed
+from graft.model.regional import regional
 from settings import SETTINGS
 from test_laws import close, made, shake, tolerance
 from tiny import inputs, tiny
@@ -217,3 +218,23 @@ def test_compiled_blocks_drop(layout, blocks):
     for value in torch.autograd.grad(outs[0].square().mean(), host.parameters()):
         assert value.isfinite().all()
         assert value.any()
+
+
+@pytest.mark.parametrize(("setting", "runs"), [("last", [1, 2]), ("lora", [2, 2]), ("prefix", [2, 2]), ("prompt", [2, 2])])
+def test_checkpointing_leaves_blocks_alone_below_the_lowest_that_is_trained(setting, runs):
+    host, batch, calls = made("llama", setting), inputs("llama"), [0, 0]
+    host.model.train()
+    plain = results(host, batch)
+    blocks = host.model.model.layers
+    watched = [
+        block.self_attn.q_proj.register_forward_hook(lambda module, args, out, number=number: calls.__setitem__(number, calls[number] + 1))
+        for number, block in enumerate(blocks)
+    ]
+    with checkpointed(host.model):
+        same(results(host, batch), plain, 1e-6)
+    assert calls == runs
+    for hook in watched:
+        hook.remove()
+    assert not any(block.gradient_checkpointing for block in blocks)
+    with checkpointed(host.model), regional(host.model, backend="aot_eager", strict=True):
+        same(results(host, batch), plain, 1e-6)

@@ -3,8 +3,9 @@
 A step is forward, loss and backward on fresh random ids; the gradients are dropped after it. Steps are timed one at a time, with device
 events on a card, so that what the host needs to start a step counts as it does in training, where the loss is read after each. Where
 training records steps as CUDA graphs by itself, they are recorded here (graft.model.recorded), and so are those that are to be in any
-case. The peak is that of all steps but the first, as they come and played. A large step takes a card to its power limit, where the clock
-falls with what else draws power: clock and watts are noted beside the time.
+case; one that would be, had the others on its card left room, has failed and comes again alone. The peak is that of all steps but the
+first, as they come and played. A large step takes a card to its power limit, where the clock falls with what else draws power: clock and
+watts are noted beside the time.
 """
 
 import shutil
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-from graft.model.recorded import Recorder
+from graft.model.recorded import CROWDED, Recorder
 from graft.model.supervised import IGNORED
 from graft.train.gradient import gradient, inputs_of
 from steps.points import Point
@@ -123,6 +124,8 @@ def measure(point: Point, profiles: bool, turns: Turns, alone: bool) -> dict[str
     records = row.recorded != "off" and where.type == "cuda"
     run = Recorder(partial(step, row, point), row.trained, how=row.recorded, strict=True) if records else None
     warm = [one(run, row, point, where, generator) for _ in range(FIRST)]
+    if run and CROWDED in run.report.left and not alone:
+        raise MemoryError("those beside it leave no room for a recording")
     turns.take()
     warm += [one(run, row, point, where, generator) for _ in range(SETTLED)]
     clocks: list[Clock] = []
@@ -140,6 +143,7 @@ def measure(point: Point, profiles: bool, turns: Turns, alone: bool) -> dict[str
             "setup_s": setup,
             "cold_s": warm[0].ms / 1000,
             "recorded": run is not None and run.report.times > 0,
+            "unrecorded": next(iter(run.report.left), "") if run else "",
             "held_bytes": torch.cuda.memory_reserved() if where.type == "cuda" else 0,
             "trained": sum(value.numel() for value in row.trained),
             "graphs": torch._dynamo.utils.counters["stats"]["unique_graphs"],

@@ -13,7 +13,7 @@ CPU = ("limit-eager", "lora-eager", "dora-eager", "bottleneck-eager", "ia3-eager
        "last-k-eager", "lora-plain", "dora-plain", "peft-lora", "peft-dora", "full-eager")  # fmt: skip
 LENGTHS = ((1, 512), (1, 1024), (1, 2048), (2, 2048), (4, 2048))
 """Rows and tokens of each: 512 to 8192 tokens a step."""
-RANKS = (4, 8, 16, 32, 64, 128)
+RANKS = (8, 16, 32, 64, 128)
 
 
 def points(rows: Iterable[str], **settings: object) -> list[Point]:
@@ -23,9 +23,9 @@ def points(rows: Iterable[str], **settings: object) -> list[Point]:
 
 def table() -> list[Point]:
     """Every row at 4096 tokens a step."""
-    launched = ("lora-launched", "dora-launched", "lora-apart", "dora-apart", "full")
+    other = ("lora-recorded", "dora-recorded", "last-k-recorded", "lora-apart", "dora-apart", "full")
     eager = ("limit-eager", "lora-eager", "dora-eager", "full-eager")
-    return points(("limit-recorded", *METHODS, *BEST, *PEFT, *launched, *eager, "last-k-recorded"))
+    return points(("limit-recorded", *METHODS, *BEST, *PEFT, *other, *eager))
 
 
 def tokens() -> list[Point]:

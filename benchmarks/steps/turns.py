@@ -7,17 +7,20 @@ their card together, and is timed while it holds the lock alone; what it prepare
 import fcntl
 from pathlib import Path
 
-from steps.points import Point
+from steps.points import LOW_RANK, Point
 
-WEIGHTS = {"7b": 14.0, "3b": 8.5, "1b": 3.0}
+WEIGHTS = {"7b": 13.5, "3b": 8.5, "1b": 3.0}
 """GiB of a shape's weights in bfloat16, and what a process holds beside."""
-TRAINED = {"full": 1.0, "last-k": 0.25}
+TRAINED = {"full": 1.05, "last-k": 0.25}
 """How much as large the masters and gradients of whole modules are."""
 KEPT, REMADE = 3.6, {"7b": 1.0, "3b": 2.0, "1b": 1.0}
 """GiB for each 1024 tokens: all that the backward pass reads kept, and with checkpointing, where logits are most."""
-HUNGRY = {"peft-dora": 6.0, "peft-dora-best": 3.7, "peft-lora": 3.0, "dora-eager": 3.0, "dora-plain": 4.0}
-"""How many times as much rows keep that neither fuse nor compile, at most; others that do not, MORE, and HF PEFT compiled, BEST."""
-MORE, BEST = 2.2, 2.0
+HUNGRY = {"peft-dora": 6.0, "peft-dora-best": 2.5, "peft-lora": 3.0, "dora-eager": 3.0, "dora-plain": 4.0}
+"""How many times as much some rows keep, at most."""
+COMPILED, BEST, MORE, DROPPED = 1.14, 1.4, 2.2, 1.4
+"""How many times as much others do: compiled, HF PEFT compiled, not compiled; and what HF PEFT's dropout adds."""
+RECORDS = 4096
+"""Tokens a step up to which low-rank methods' steps may be recorded by themselves, for which there must be as much again."""
 
 
 class Turns:
@@ -39,6 +42,9 @@ class Turns:
 
 def gibibytes(point: Point) -> float:
     """What a point may take of a card at most, in GiB, by what such points took."""
-    compiled = BEST if point.row.endswith("-best") else 1.1 if point.row in (point.method, f"{point.method}-recorded") else MORE
-    each = (REMADE.get(point.shape, 1.0) if point.checkpointing else KEPT) * HUNGRY.get(point.row, compiled)
+    plain = point.row.endswith(("-eager", "-plain")) or point.row == f"peft-{point.method}"
+    usual = MORE if plain else BEST if point.row.startswith("peft") else COMPILED
+    again = 2.0 if point.row in LOW_RANK and point.batch * point.tokens <= RECORDS else 1.0
+    dropped = DROPPED if point.dropout and point.row.startswith("peft") else 1.0
+    each = (REMADE.get(point.shape, 1.0) if point.checkpointing else KEPT) * HUNGRY.get(point.row, usual) * dropped * again
     return WEIGHTS.get(point.shape, 1.0) * (1 + TRAINED.get(point.method, 0.0)) + each * point.batch * point.tokens / 1024
