@@ -66,7 +66,7 @@ def draw(canvas: Canvas, figure: Any, axes: Any, panel: Sequence[tuple[Look, Any
     for look, points in drawn:
         axes.plot([x for x, _ in points], [y for _, y in points], "o", linestyle=look.dash, color=look.colour, markersize=4.5)
     top = max([y for _, points in drawn for _, y in points], default=1.0)
-    axes.set_ylim(min([0.95, *(y for _, points in drawn for _, y in points)]), 1 + 1.06 * max(top - 1, 0.05))
+    axes.set_ylim(min(0.95, *(y - 0.05 for _, points in drawn for _, y in points)), 1 + 1.06 * max(top - 1, 0.05))
     axes.set_xlim(ticks[0] / 1.15, ticks[-1] * 1.15)
     axes.xaxis.set_major_locator(ticker.FixedLocator(ticks))
     axes.xaxis.set_minor_locator(ticker.NullLocator())
