@@ -12,10 +12,13 @@ import time
 import pytest
 import transformers
 import typer.main
+from rich.console import Console
 from safetensors import SafetensorError
 
 from graft import cli
 from graft.errors import ModelError
+from graft.evaluate import Scores
+from graft.jobs import scored
 from graft_rows import write_rows
 
 FLAGS = {
@@ -25,7 +28,8 @@ FLAGS = {
     "demo": "output-dir",
     "preview": "bad-rows data max-length model rows",
     "train": "bad-rows batch-size checkpointing clip compile config cuda-graphs data epochs eval-data eval-every grad-accum learning-rate "
-    "max-length max-steps method metric model nf4 optimizer output-dir patience schedule seed set strict tracker warmup weight-decay",
+    "max-length max-steps method metric model nf4 optimizer output-dir overwrite patience schedule seed set strict tracker warmup "
+    "weight-decay",
     "eval": "adapter batch-size data eval-limit metric model nf4",
     "merge": "adapter data into max-gap model nf4 output-dir requantise rows",
     "combine": "adapter model output-dir rank weight",
@@ -123,6 +127,24 @@ def test_what_was_trained_keeps_its_record_where_the_scoring_fails(graft, place,
     assert "scores" not in made
 
 
+def test_an_adapter_is_only_replaced_where_that_is_asked_for(graft, place):
+    assert graft("train", *JOB, "--output-dir", "kept", "--set", "r=2")[0] == 0
+    before = {path.name: path.read_bytes() for path in (place / "kept").iterdir()}
+    code, printed = graft("train", *JOB, "--output-dir", "kept", "--set", "r=4")
+    assert code == 2
+    assert "kept holds an adapter already: name another folder, or replace it with --overwrite" in " ".join(printed.split())
+    assert {path.name: path.read_bytes() for path in (place / "kept").iterdir()} == before
+    assert graft("train", *JOB, "--output-dir", "kept", "--set", "r=4", "--overwrite")[0] == 0
+    assert json.loads((place / "kept" / "adapter_config.json").read_text())["r"] == 4
+
+
+def test_rows_that_the_context_cuts_are_counted_beside_the_scores():
+    for cut in (0, 1):
+        with (console := Console(width=80)).capture() as printed:
+            console.print(scored(Scores("loss", 1.0, (1.0, 1.0), {}, (), truncated=cut)))
+        assert ("of these cut to the model's context │ 1" in printed.get()) == bool(cut)
+
+
 def test_verify_proves_that_the_base_is_untouched(graft, place):
     assert graft("train", *JOB, "--output-dir", "v")[0] == 0
     base = json.loads((place / "v" / "run.json").read_text())["base"]
@@ -175,6 +197,9 @@ def test_a_comparison_and_its_report(graft, place):
     )
     code, printed = graft(*words)
     assert code == 0, printed
+    table, _, sentence = printed.rpartition("Report: ")[0].strip().rpartition("\n\n")
+    assert all(word in table for word in ("Method", "Against the best", "LoRA", "IA3", "Zero-shot", "(recommended)"))
+    assert sentence.startswith("Use ")
     page = place / "runs" / "report.html"
     first = page.read_bytes()
     page.unlink()
@@ -272,7 +297,7 @@ def test_a_file_of_settings_says_numbers_as_people_do(graft, place):
 def test_methods_that_start_from_text_train_on_plain_text(graft, place, changes):
     (place / "plain.jsonl").write_text("".join(json.dumps({"text": f"a text of number {number}"}) + "\n" for number in range(8)))
     words = ("--model", "base", "--data", "plain.jsonl", "--max-steps", "1", "--method", "prompt", *changes)
-    code, printed = graft("train", *words, "--output-dir", "plain")
+    code, printed = graft("train", *words, "--output-dir", "plain", "--overwrite")
     assert code == 0, printed
 
 
@@ -299,7 +324,7 @@ def test_a_full_disk_while_saving_is_said_and_leaves_nothing_half_written(graft,
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), SafetensorError("I/O error: no space")])
 @pytest.mark.parametrize("words", [("merge",), ("export", "--to", "merged")])
 def test_a_full_disk_while_delivering_is_said_and_leaves_nothing(graft, place, monkeypatch, words, error):
-    assert graft("train", *JOB, "--output-dir", "whole")[0] == 0
+    assert graft("train", *JOB, "--output-dir", "whole", "--overwrite")[0] == 0
 
     def full(*args, **kwargs):
         raise error

@@ -22,6 +22,7 @@ from graft.compare.starts import chosen, start
 from graft.errors import DataError, TargetError, TrainingError
 from graft.evaluate import Scores, checked_metric, score
 from graft.files import atomic_write, no_place
+from graft.formats.folder import CONFIG
 from graft.method import Method
 from graft.methods import checked
 from graft.model.adapted import adapt
@@ -49,6 +50,7 @@ class TrainJob:
     model: str
     data: str
     output_dir: str
+    overwrite: bool = False
     method: str = "lora"
     set: tuple[str, ...] = ()
     eval_data: str | None = None
@@ -145,6 +147,8 @@ def checked_job(job: TrainJob) -> None:
         raise TrainingError(why)
     if (Path(job.output_dir) / "config.json").exists():
         raise TrainingError(f"{job.output_dir} holds a model: name another folder for the adapter")
+    if (Path(job.output_dir) / CONFIG).exists() and not job.overwrite:
+        raise TrainingError(f"{job.output_dir} holds an adapter already: name another folder, or replace it with --overwrite")
 
 
 def begun(job: TrainJob, table: data.Table, loaded: Loaded) -> tuple[Method, int]:
@@ -212,6 +216,8 @@ def scored(scores: Scores) -> RichTable:
     for name, value in {scores.metric: scores.value, **scores.others}.items():
         made.add_row(name, f"{value:.4f}")
     made.add_row("rows", str(len(scores.per_item)))
+    if scores.truncated:
+        made.add_row("of these cut to the model's context", str(scores.truncated))
     return made
 
 

@@ -45,6 +45,7 @@ def train(
     model: Model = "",
     data: Data = "",
     output_dir: Output = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter that is in --output-dir.")] = False,
     method: Annotated[str, typer.Option(help="lora, dora, bottleneck, prefix, prompt, ia3, bias, last-k, norms or full.")] = "lora",
     set: Annotated[list[str], typer.Option("--set", help="A field of the method, FIELD=VALUE; may be repeated.")] = [],  # noqa: B006
     eval_data: EvalData = None,
