@@ -28,8 +28,8 @@ FLAGS = {
     "demo": "output-dir",
     "preview": "bad-rows data max-length model rows",
     "train": "bad-rows batch-size checkpointing clip compile config cuda-graphs data epochs eval-data eval-every grad-accum learning-rate "
-    "max-length max-steps method metric model nf4 optimizer output-dir overwrite patience schedule seed set strict tracker warmup "
-    "weight-decay",
+    "max-length max-steps method metric model nf4 optimizer output-dir overwrite patience save-every schedule seed set strict tracker "
+    "warmup weight-decay",
     "eval": "adapter batch-size data eval-limit metric model nf4",
     "merge": "adapter data into max-gap model nf4 output-dir requantise rows",
     "combine": "adapter model output-dir rank weight",
@@ -136,6 +136,32 @@ def test_an_adapter_is_only_replaced_where_that_is_asked_for(graft, place):
     assert {path.name: path.read_bytes() for path in (place / "kept").iterdir()} == before
     assert graft("train", *JOB, "--output-dir", "kept", "--set", "r=4", "--overwrite")[0] == 0
     assert json.loads((place / "kept" / "adapter_config.json").read_text())["r"] == 4
+
+
+def test_a_run_that_was_stopped_goes_on_by_the_same_command(graft, place, monkeypatch):
+    from graft.train import loop
+
+    update, words = loop.Steps.update, ("train", *JOB, "--max-steps", "4", "--save-every", "50", "--output-dir", "long/run")
+
+    def stopped(steps, step, *told):
+        update(steps, step, *told)
+        if step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.Steps, "update", stopped)
+        code, printed = graft(*words)
+    assert code == 130
+    assert "training stopped before step 3); the same command goes on from long/run.unfinished.safetensors" in " ".join(printed.split())
+    assert [path.name for path in (place / "long").iterdir()] == ["run.unfinished.safetensors"]
+    code, printed = graft(*words, "--learning-rate", "0.5")
+    assert code == 2
+    assert "delete it to begin anew" in printed
+    code, printed = graft(*words)
+    assert code == 0, printed
+    assert "Going on with the run in long/run.unfinished.safetensors" in " ".join(printed.split())
+    assert [path.name for path in (place / "long").iterdir()] == ["run"]
+    assert json.loads((place / "long" / "run" / "run.json").read_text())["training"]["steps"] == 4
 
 
 def test_rows_that_the_context_cuts_are_counted_beside_the_scores():

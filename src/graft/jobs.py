@@ -25,7 +25,7 @@ from graft.files import atomic_write, no_place
 from graft.formats.folder import CONFIG
 from graft.method import Method
 from graft.methods import checked
-from graft.model.adapted import adapt
+from graft.model.adapted import Adapted, adapt
 from graft.model.digest import changed as differing
 from graft.model.digest import digests, whole
 from graft.model.load import Loaded, load, tokenizer_of
@@ -36,7 +36,7 @@ from graft.model.speech import speak
 from graft.plan.report import after_oom
 from graft.plan.setup import Setup
 from graft.train import train
-from graft.train.recipe import TrainConfig
+from graft.train.recipe import TrainConfig, TrainResult
 from graft.verify import MERGED, verify
 
 PREVIEWED = 64  # rows read for a preview's counts
@@ -66,6 +66,7 @@ class TrainJob:
     clip: float = 1.0
     eval_every: int = 0
     patience: int = 0
+    save_every: int = 0
     seed: int = 42
     metric: str = "auto"
     bad_rows: str = "fail"
@@ -107,13 +108,8 @@ def train_job(job: TrainJob, console: Console) -> Path:
     trained = f"{sum(value.numel() for value in adapted.parameters()):,} trained parameters"
     console.print(f"{job.method}: {trained}, {len(examples.examples):,} rows", highlight=False)
     validation = data.tokenise(held_out.rows, loaded.tokenizer, longest).examples if held_out and job.eval_every else None
-    try:
-        result = train(adapted, loaded.tokenizer, examples.examples, validation, recipe(job, len(table.rows)), label=job.method)
-    except KeyboardInterrupt as stop:
-        console.print(f"Stopped ({stop}); nothing was saved.", highlight=False)
-        raise
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(too_small(job, loaded.model, method, examples.examples)) from error
+    config = recipe(job, len(table.rows))
+    result = fitted(job, adapted, loaded, method, (examples.examples, validation), config, f"{whole(before)} {method}", console)
     proof = untouched(loaded.model, before)
     say(console, *result.notes)
     adapted.save(folder := Path(job.output_dir), tokenizer=loaded.tokenizer)
@@ -121,11 +117,43 @@ def train_job(job: TrainJob, console: Console) -> Path:
     base = {"name": loaded.name, "note": loaded.note} | proof
     facts = {"job": asdict(job), "base": base, "data_sha256": table.sha256, "training": asdict(result)}
     record(folder, facts)
+    if state := state_of(job):
+        state.unlink(missing_ok=True)
     if held_out is not None:
         scores = score(loaded.model, loaded.tokenizer, held_out.rows, metric=job.metric, batch_size=job.batch_size)
         console.print(scored(scores))
         record(folder, facts | {"scores": {"metric": scores.metric, "value": scores.value, **scores.others}})
     return folder
+
+
+def fitted(
+    job: TrainJob,
+    adapted: Adapted,
+    loaded: Loaded,
+    method: Method,
+    examples: tuple[Sequence[data.Example], Sequence[data.Example] | None],
+    config: TrainConfig,
+    about: str,
+    console: Console,
+) -> TrainResult:
+    """Train on examples, beside those of validation; what stops it is said in a sentence."""
+    state = state_of(job)
+    say(console, f"Going on with the run in {state}" if state and state.exists() else "")
+    try:
+        return train(adapted, loaded.tokenizer, *examples, config, label=job.method, state=state, about=about)
+    except KeyboardInterrupt as stop:
+        kept = state is not None and state.exists()
+        say(console, f"Stopped ({stop}); {f'the same command goes on from {state}' if kept else 'nothing was saved'}.")
+        raise
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(too_small(job, loaded.model, method, examples[0])) from error
+
+
+def state_of(job: TrainJob) -> Path | None:
+    """Where the state of a job's run is kept while it trains; None where it is not to be, and none is there."""
+    folder = Path(job.output_dir)
+    path = folder.with_name(f"{folder.name}.unfinished.safetensors")
+    return path if job.save_every or path.exists() else None
 
 
 def record(folder: Path, facts: dict[str, Any]) -> None:

@@ -61,6 +61,7 @@ def train(
     clip: Annotated[float, typer.Option(help="Largest gradient norm; 0 for none.")] = 1.0,
     eval_every: Annotated[int, typer.Option(help="Steps between evaluations of the loss on --eval-data; 0 for none.")] = 0,
     patience: Annotated[int, typer.Option(help="Evaluations without a better loss before stopping; 0 for never.")] = 0,
+    save_every: Annotated[int, typer.Option(help="Steps between saves of the run, from which the same command goes on; 0 for none.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the adapter, the order of rows and dropout.")] = 42,
     metric: Metric = "auto",
     bad_rows: BadRows = "fail",

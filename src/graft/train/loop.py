@@ -10,12 +10,12 @@ supervised token, a module that no gradient reaches in the first two steps. Ctrl
 """
 
 import statistics
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -38,6 +38,7 @@ from graft.train.meter import PeakMemory
 from graft.train.progress import Steps
 from graft.train.recipe import Step, TrainConfig, TrainResult
 from graft.train.step import Run, batch_of, summed, take
+from graft.train.unfinished import opened
 
 __all__ = ["Step", "TrainConfig", "TrainResult", "Trainable", "token_losses", "train"]
 
@@ -68,21 +69,24 @@ def train(
     on_step: Callable[[Step], None] | None = None,
     progress: bool = True,
     label: str = "training",
+    state: str | Path | None = None,
+    about: str = "",
 ) -> TrainResult:
     """Train `adapted.parameters()` in place on tokenised examples and say how it went.
 
     With `patience`, the run ends after so many evaluations without a better validation loss, and the tensors of the best
     evaluation are put back whether it ended early or not. Order of rows and dropout follow `config.seed`; the global random
     state is left as it was. Raises TrainingError (see the module) and KeyboardInterrupt, both between two whole steps.
+
+    `state` is a file from which the same run goes on, to the same tensors, written every `config.save_every` steps and at Ctrl-C
+    (graft.train.unfinished); the caller deletes it. `about` tells apart what rows and config do not.
     """
-    run = _start(adapted, tokenizer, examples, validation or (), config)
+    run = _start(adapted, tokenizer, examples, validation or (), config, kept=state is not None)
     compiles = config.compile == "on" or (config.compile == "auto" and pays(run.model, _tokens(examples, config)))
-    started = time.perf_counter()
-    device = next(run.model.parameters()).device
     with ExitStack() as stack:
-        stack.enter_context(on(next(run.model.parameters())))
-        peak = stack.enter_context(PeakMemory(device))
-        stack.enter_context(_seeded(config.seed, device))
+        stack.enter_context(on(first := next(run.model.parameters())))
+        peak = stack.enter_context(PeakMemory(first.device))
+        stack.enter_context(_seeded(config.seed, first.device))
         stack.enter_context(_training(run))
         run.stepped = stack.enter_context(flat(list(run.named.values()), config.optimizer == "adamw"))
         run.optimizer = run.accelerator.prepare(optimizer(config.optimizer, run.stepped, config.learning_rate, config.weight_decay))
@@ -90,19 +94,26 @@ def train(
         run.regional = stack.enter_context(regional(run.model, compiles, strict=config.strict, ahead=getattr(adapted, "fused", None)))
         run.recorder = stack.enter_context(_recorded(run, getattr(adapted, "changed", lambda: None)))
         stack.enter_context(run.interrupt)
-        shown = stack.enter_context(Steps(config.max_steps, label, progress))
+        run.unfinished = opened(state, run, examples, about)
+        shown = stack.enter_context(Steps(config.max_steps, label, progress, before=run.before))
         stopped = _steps(run, shown, on_step)
         best_step = _restore_best(run)
-    return _result(run, time.perf_counter() - started, peak.bytes, stopped, best_step)
+    return _result(run, peak.bytes, stopped, best_step)
 
 
-def _start(adapted: Trainable, tokenizer: Any, examples: Sequence[Example], validation: Sequence[Example], config: TrainConfig) -> Run:
+def _start(
+    adapted: Trainable, tokenizer: Any, examples: Sequence[Example], validation: Sequence[Example], config: TrainConfig, *, kept: bool
+) -> Run:
     wanted = {id(tensor) for tensor in adapted.parameters() if tensor.requires_grad}
     named = {name: tensor for name, tensor in adapted.model.named_parameters() if id(tensor) in wanted}
     if not named:
         raise TrainingError("no tensor of the model is trainable: the method trains nothing here, or it is not attached.")
     if not examples:
         raise TrainingError("there is no training example.")
+    if config.save_every and not kept:
+        raise TrainingError("save_every needs a file to save to: train(..., state=FILE).")
+    if kept and config.optimizer.startswith("paged"):
+        raise TrainingError(f"the state of {config.optimizer} cannot be kept: choose adamw or adamw8bit, or train without save_every.")
     if config.eval_every and not validation:
         raise TrainingError("eval_every is set but there are no validation examples.")
     accelerator = _accelerator(config)
@@ -193,7 +204,9 @@ def _recorded(run: Run, changed: Callable[[], None]) -> Iterator[Recorder | None
 def _steps(run: Run, shown: Steps, on_step: Callable[[Step], None] | None) -> str:
     """All steps; says why it ended."""
     config = run.config
-    for step in range(1, config.max_steps + 1):
+    for step in range(run.done + 1, config.max_steps + 1):
+        if run.interrupt.asked and run.unfinished and step > 1:
+            run.unfinished.keep(run, step - 1)
         run.interrupt.check(f"training stopped before step {step}")
         loss, norm, rate = take(run, step, next(run.rows))
         last = step == config.max_steps
@@ -210,6 +223,8 @@ def _steps(run: Run, shown: Steps, on_step: Callable[[Step], None] | None) -> st
         if early or last:
             run.interrupt.check(f"training stopped after step {step}")  # else nobody would hear of one in the last step
             return "early" if early else "max_steps"
+        if run.unfinished:
+            run.unfinished.due(run, step)
     raise AssertionError("a run has a last step")
 
 
@@ -253,14 +268,14 @@ def _restore_best(run: Run) -> int | None:
     return run.best[1]
 
 
-def _result(run: Run, seconds: float, peak: int, stopped: str, best_step: int | None) -> TrainResult:
+def _result(run: Run, peak: int, stopped: str, best_step: int | None) -> TrainResult:
     timed = run.times[WARM_STEPS:] or run.times
     spent = sum(second for second, _ in timed)
     losses = [point["validation_loss"] for point in run.curve if point["validation_loss"] is not None]
     return TrainResult(
         steps=len(run.times),
         tokens=run.tokens,
-        seconds=seconds,
+        seconds=run.seconds,
         seconds_per_step=statistics.median(second for second, _ in timed),
         tokens_per_second=sum(tokens for _, tokens in timed) / max(spent, 1e-9),
         curve=run.curve,

@@ -12,20 +12,22 @@ PLAIN_LINES = 10
 class Steps:
     """`with Steps(total, label) as shown: shown.update(step, loss, tokens)`; `enabled=False` shows nothing.
 
-    `tokens` is the number read so far; the rate is over the whole time since the start, evaluation included.
+    `tokens` is the number read so far; the rate is over the whole time since the start, evaluation included, and `before`, the seconds
+    that steps took which are done already.
     """
 
-    def __init__(self, total: int, label: str, enabled: bool = True, console: Console | None = None) -> None:
+    def __init__(self, total: int, label: str, enabled: bool = True, console: Console | None = None, before: float = 0.0) -> None:
         self.total = total
         self.label = label
         self.enabled = enabled
         self.console = console or Console(stderr=True)
         self._bar: Progress | None = None
         self._task = TaskID(0)
-        self._start = time.perf_counter()
+        self.before = before
+        self._start = time.perf_counter() - before
 
     def __enter__(self) -> "Steps":
-        self._start = time.perf_counter()
+        self._start = time.perf_counter() - self.before
         if self.enabled and self.console.is_terminal:
             self._bar = _bar(self.console)
             self._task = self._bar.add_task(self.label, total=self.total, loss="", rate="")

@@ -27,7 +27,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {  # of the fraction of the ste
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train. A step reads `batch_size * grad_accum` rows; 0 for `clip`, `eval_every` or `patience` means off."""
+    """How to train. A step reads `batch_size * grad_accum` rows; 0 for `clip`, `eval_every`, `patience` or `save_every` means off."""
 
     learning_rate: float = 1e-3
     max_steps: int = 100
@@ -39,6 +39,7 @@ class TrainConfig:
     clip: float = 1.0
     eval_every: int = 0
     patience: int = 0
+    save_every: int = 0
     seed: int = 0
     checkpointing: bool = False
     fuse: bool = True
@@ -50,7 +51,8 @@ class TrainConfig:
     tracker_dir: str = "runs"
 
     def __post_init__(self) -> None:
-        least = {"max_steps": 1, "batch_size": 1, "grad_accum": 1, "eval_every": 0, "patience": 0, "clip": 0, "weight_decay": 0}
+        off = dict.fromkeys(("eval_every", "patience", "save_every", "clip", "weight_decay"), 0)
+        least = {"max_steps": 1, "batch_size": 1, "grad_accum": 1} | off
         for name, low in least.items():
             if not getattr(self, name) >= low:  # a NaN is not either
                 raise TrainingError(f"{name} is {getattr(self, name)}; it must be at least {low}.")

@@ -58,6 +58,15 @@ class Run:
     curve: list[dict[str, float | int | None]] = field(default_factory=list)
     touched: set[str] = field(default_factory=set)
     best: tuple[float, int, dict[str, torch.Tensor]] | None = None
+    unfinished: Any = None  # the file of its state (graft.train.unfinished)
+    done: int = 0  # steps, before this process
+    before: float = 0.0  # seconds that they took in all
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken so far."""
+        return self.before + time.perf_counter() - self.started
 
     @property
     def preparing(self) -> float:

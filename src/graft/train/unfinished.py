@@ -1,0 +1,150 @@
+"""The state of a run that is not finished, in one safetensors file: the same run goes on from it as if it had never stopped.
+
+    tensor.NAME, best.NAME      the trained tensors, and those of the best evaluation
+    optimizer.NUMBER.NAME       what the optimizer keeps of each tensor that it steps
+    random.cpu, random.cuda     the random state, from which dropout draws
+    times [steps, 2]            seconds and tokens of each step
+    metadata                    JSON: the steps that are done, the curve, and what the run is of
+
+The order of rows follows from the seed. A file of another run is refused, not overwritten.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from graft.data import Example
+from graft.errors import TrainingError
+from graft.files import atomic_file
+from graft.train.step import Run
+
+log = logging.getLogger("graft")
+FORMAT = 1
+FREE = ("save_every", "strict", "tracker", "tracker_dir")
+"""Of the config, what may be another when a run goes on."""
+
+
+class Unfinished:
+    """The file of one run's state: read at its begin, written every `config.save_every` steps and where Ctrl-C stops it between steps.
+
+    `about` says what else the run is of: its base, its method. Raises TrainingError where the file is another run's, or none.
+    """
+
+    def __init__(self, path: Path, run: Run, examples: Sequence[Example], about: str) -> None:
+        self.path = path
+        config = {name: value for name, value in asdict(run.config).items() if name not in FREE}
+        shapes = {name: str(tuple(tensor.shape)) for name, tensor in run.named.items()}
+        self.facts = {"config": config, "rows": digest(examples), "validation": digest(run.validation), "tensors": shapes, "about": about}
+
+    def begin(self, run: Run) -> None:
+        """Bring a run to where the file says it was; a run without a file begins anew."""
+        if not self.path.exists():
+            return
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                found = json.loads(file.metadata()["graft"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+            raise TrainingError(f"{self.path} is not the state of a run ({error}): delete it to begin anew") from error
+        if found["format"] != FORMAT or found["facts"] != self.facts:
+            raise TrainingError(f"{self.path} is the state of {unlike(found, self.facts)}: run that again, or delete it to begin anew")
+        restore(run, found, tensors)
+
+    def due(self, run: Run, step: int) -> None:
+        """After a step: keep the state if it is time to."""
+        if run.config.save_every and step % run.config.save_every == 0:
+            self.keep(run, step)
+
+    def keep(self, run: Run, step: int) -> None:
+        """Write the state after a step; a disk that takes no more does not end the run."""
+        tensors, numbers = optimizer_state(run)
+        tensors |= {f"tensor.{name}": tensor for name, tensor in run.named.items()} | {"random.cpu": torch.get_rng_state()}
+        tensors |= {"times": torch.tensor(run.times, dtype=torch.float64).view(-1, 2)}
+        device = next(iter(run.named.values())).device
+        if device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(device)
+        if run.best:
+            tensors |= {f"best.{name}": tensor for name, tensor in run.best[2].items()}
+        found = {
+            "format": FORMAT, "facts": self.facts, "step": step, "tokens": run.tokens, "curve": run.curve, "since_point": run.since_point,
+            "touched": sorted(run.touched), "best": run.best and run.best[:2], "optimizer": numbers, "seconds": run.seconds,
+        }  # fmt: skip
+        held = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+        try:
+            with atomic_file(self.path) as tmp:
+                save_file(held, tmp, {"graft": json.dumps(found)})
+        except (OSError, SafetensorError) as error:
+            log.warning("the state of the run after step %d could not be kept: %s", step, error)
+
+
+def opened(path: str | Path | None, run: Run, examples: Sequence[Example], about: str) -> Unfinished | None:
+    """The file of a run's state, the run brought to where it says; None without a path."""
+    if path is None:
+        return None
+    made = Unfinished(Path(path), run, examples, about)
+    made.begin(run)
+    return made
+
+
+def optimizer_state(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What the optimizer keeps, tensors and plain values apart, by "optimizer.NUMBER.NAME"."""
+    kept = run.optimizer.state_dict()["state"]
+    named = {f"optimizer.{number}.{name}": value for number, state in kept.items() for name, value in state.items()}
+    tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+    return tensors, {name: value for name, value in named.items() if name not in tensors}
+
+
+@torch.no_grad()
+def restore(run: Run, found: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Put everything where it was."""
+    for name, tensor in run.named.items():
+        tensor.copy_(tensors[f"tensor.{name}"])
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in (tensors | found["optimizer"]).items():
+        if key.startswith("optimizer."):
+            _, number, name = key.split(".", 2)
+            state.setdefault(int(number), {})[name] = value
+    run.optimizer.load_state_dict(run.optimizer.state_dict() | {"state": state})
+    torch.set_rng_state(tensors["random.cpu"])
+    if "random.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random.cuda"], next(iter(run.named.values())).device)
+    run.done, run.tokens, run.curve, run.before = found["step"], found["tokens"], found["curve"], found["seconds"]
+    run.times = [(seconds, int(tokens)) for seconds, tokens in tensors["times"].tolist()]
+    run.since_point, run.touched = [(total, count) for total, count in found["since_point"]], set(found["touched"])
+    if found["best"]:
+        best = {name: tensors[f"best.{name}"].to(tensor.device) for name, tensor in run.named.items()}
+        run.best = found["best"][0], found["best"][1], best
+    for _ in range(run.done):
+        next(run.rows)
+
+
+def digest(examples: Sequence[Example]) -> str:
+    """SHA-256 of tokenised rows."""
+    made = hashlib.sha256()
+    for example in examples:
+        made.update(repr((tuple(example.ids), example.supervised)).encode())
+    return made.hexdigest()
+
+
+def unlike(found: dict[str, Any], facts: dict[str, Any]) -> str:
+    """What a state is of that is not this run's."""
+    if found["format"] != FORMAT:
+        return f"format {found['format']}, and this version of Graft reads format {FORMAT}"
+    theirs, ours = found["facts"], facts
+    named = [f"{name} {theirs['config'].get(name)!r}" for name in ours["config"] if theirs["config"].get(name) != ours["config"][name]]
+    words = {
+        "rows": "other rows",
+        "validation": "other validation rows",
+        "tensors": "other tensors",
+        "about": "another base or method",
+    }
+    return "a run with " + ", ".join([*named, *(said for name, said in words.items() if theirs[name] != ours[name])])
