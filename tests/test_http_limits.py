@@ -13,7 +13,7 @@ import pytest
 
 from graft.errors import ServeError
 from graft.serve.fair import Queueing
-from graft.serve.http import logs
+from graft.serve.http import chat, completions, logs
 from graft.serve.http.settings import Limits
 from http_server import engine_for, running
 
@@ -203,6 +203,29 @@ def test_an_answer_that_takes_too_long_is_ended(strict, stream, monkeypatch):
     else:
         assert refused(response, 408)["code"] == "timeout"
     held.join()
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_an_answer_that_is_long_to_write_holds_nobody_up(strict, path, monkeypatch):
+    begun, written = threading.Event(), threading.Event()
+    kind = completions.Completion if path == "/v1/completions" else chat.Chat
+    whole = kind.completion
+
+    def slow(self, asking):
+        begun.set()
+        assert written.wait(10)
+        return whole(self, asking)
+
+    monkeypatch.setattr(kind, "completion", slow)
+    said = {"prompt": "Where"} if kind is completions.Completion else {"messages": [{"role": "user", "content": "Where"}]}
+    found = []
+    caller = threading.Thread(target=lambda: found.append(strict.post(path, {"model": "base", "max_tokens": 1, **said})))
+    caller.start()
+    assert begun.wait(10)
+    assert strict.get("/health", timeout=5).status_code == 200
+    written.set()
+    caller.join(10)
+    assert found[0].status_code == 200
 
 
 def test_a_caller_that_does_not_read_keeps_nobody_waiting(strict):

@@ -75,7 +75,8 @@ async def conducted(asking: Asking, begin: Awaitable[None], whole: Callable[[], 
         if events is not None:
             return Events(events, asking.close)
         await asking.whole()
-        response = Response(whole().model_dump_json(), media_type="application/json")
+        body = await asking.thread(lambda: whole().model_dump_json())  # thousands of log-probabilities are a second's work
+        response = Response(body, media_type="application/json")
     except BaseException:
         asking.close()
         raise
