@@ -1,5 +1,7 @@
 """A run that was cut off and goes on is the run that was not: the same tensors, curve and counts, to the bit."""
 
+import contextlib
+import copy
 import dataclasses
 import logging
 import signal
@@ -8,6 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import graft
 from graft.errors import TrainingError
@@ -21,6 +24,7 @@ WAYS = {
     "lora accumulated": (graft.LoRA(r=2), {"grad_accum": 2, "schedule": "cosine", "weight_decay": 0.1}),
     "whole modules": (graft.Selective("last", k=1), {"clip": 0.1}),
     "one tensor": (graft.Prompt(n=2, init_embeds="random"), {}),
+    "dora": (graft.DoRA(r=2), {}),
     "patient": (graft.IA3(), {"eval_every": 2, "patience": 3}),
 }
 
@@ -81,6 +85,25 @@ def test_a_run_that_goes_on_is_the_run_that_was_not_cut_off(tmp_path, way, step,
     assert again.seconds > 0
 
 
+def test_states_in_8_bits_go_on_too(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    config = dataclasses.replace(SETUP, optimizer="adamw8bit", learning_rate=1e-3)
+    method = graft.Selective("full")  # tensors of 4096 values and more have states in 8 bits
+    sizes = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    wide, rows, found = LlamaForCausalLM(LlamaConfig(**sizes)), examples(14), []
+    for cuts in ((), (5,)):
+        for step in (*cuts, None):
+            adapted = graft.adapt(copy.deepcopy(wide), method, seed=1)
+            with contextlib.suppress(CutError):
+                state = {"state": tmp_path / "state"} if cuts else {}
+                run(adapted, config if cuts else dataclasses.replace(config, save_every=0), rows, on_step=after(step, cut), **state)
+        found.append(values(adapted))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    with safe_open(tmp_path / "state", "pt") as file:
+        assert "U8" in {file.get_slice(name).get_dtype() for name in file.keys() if name.startswith("optimizer.")}  # noqa: SIM118
+
+
 def test_runs_can_be_cut_off_again_and_again(tmp_path):
     method, _ = WAYS["lora"]
     _, expected = trained(method, dataclasses.replace(SETUP, save_every=0))
@@ -118,9 +141,10 @@ def test_what_is_no_state_is_refused_in_a_sentence(tmp_path):
     path.write_bytes(b"nothing of the kind")
     with pytest.raises(TrainingError, match=r"state is not the state of a run \(.*\): delete it to begin anew"):
         run(fresh(graft.LoRA(r=2)), SETUP, state=path)
-    save_file({"a": torch.zeros(1)}, path)
-    with pytest.raises(TrainingError, match="is not the state of a run"):
-        run(fresh(graft.LoRA(r=2)), SETUP, state=path)
+    for metadata in (None, {"graft": "{}"}, {"graft": "[]"}, {"graft": "{"}):
+        save_file({"a": torch.zeros(1)}, path, metadata)
+        with pytest.raises(TrainingError, match="is not the state of a run"):
+            run(fresh(graft.LoRA(r=2)), SETUP, state=path)
 
 
 def test_what_cannot_be_kept_is_said_before_the_first_step(tmp_path):

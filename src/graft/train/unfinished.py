@@ -1,10 +1,10 @@
 """The state of a run that is not finished, in one safetensors file: the same run goes on from it as if it had never stopped.
 
     tensor.NAME, best.NAME      the trained tensors, and those of the best evaluation
-    optimizer.NUMBER.NAME       what the optimizer keeps of each tensor that it steps
+    optimizer.NUMBER            tensors that the optimizer keeps
     random.cpu, random.cuda     the random state, from which dropout draws
     times [steps, 2]            seconds and tokens of each step
-    metadata                    JSON: the steps that are done, the curve, and what the run is of
+    metadata                    JSON: the steps that are done, the curve, where the optimizer's tensors belong, and what the run is of
 
 The order of rows follows from the seed. A file of another run is refused, not overwritten.
 """
@@ -12,7 +12,7 @@ The order of rows follows from the seed. A file of another run is refused, not o
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -52,10 +52,11 @@ class Unfinished:
         try:
             with safe_open(self.path, framework="pt") as file:
                 found = json.loads(file.metadata()["graft"])
+                known = found["format"], found["facts"]
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
             raise TrainingError(f"{self.path} is not the state of a run ({error}): delete it to begin anew") from error
-        if found["format"] != FORMAT or found["facts"] != self.facts:
+        if known != (FORMAT, self.facts):
             raise TrainingError(f"{self.path} is the state of {unlike(found, self.facts)}: run that again, or delete it to begin anew")
         restore(run, found, tensors)
 
@@ -66,7 +67,8 @@ class Unfinished:
 
     def keep(self, run: Run, step: int) -> None:
         """Write the state after a step; a disk that takes no more does not end the run."""
-        tensors, numbers = optimizer_state(run)
+        tensors: dict[str, Tensor] = {}
+        moments = packed(run.optimizer.state_dict()["state"], tensors)
         tensors |= {f"tensor.{name}": tensor for name, tensor in run.named.items()} | {"random.cpu": torch.get_rng_state()}
         tensors |= {"times": torch.tensor(run.times, dtype=torch.float64).view(-1, 2)}
         device = next(iter(run.named.values())).device
@@ -76,7 +78,7 @@ class Unfinished:
             tensors |= {f"best.{name}": tensor for name, tensor in run.best[2].items()}
         found = {
             "format": FORMAT, "facts": self.facts, "step": step, "tokens": run.tokens, "curve": run.curve, "since_point": run.since_point,
-            "touched": sorted(run.touched), "best": run.best and run.best[:2], "optimizer": numbers, "seconds": run.seconds,
+            "touched": sorted(run.touched), "best": run.best and run.best[:2], "optimizer": moments, "seconds": run.seconds,
         }  # fmt: skip
         held = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
         try:
@@ -95,12 +97,19 @@ def opened(path: str | Path | None, run: Run, examples: Sequence[Example], about
     return made
 
 
-def optimizer_state(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What the optimizer keeps, tensors and plain values apart, by "optimizer.NUMBER.NAME"."""
-    kept = run.optimizer.state_dict()["state"]
-    named = {f"optimizer.{number}.{name}": value for number, state in kept.items() for name, value in state.items()}
-    tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
-    return tensors, {name: value for name, value in named.items() if name not in tensors}
+def packed(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """A value as JSON has it, its tensors put under names of their own."""
+    if isinstance(value, Tensor):
+        tensors[name := f"optimizer.{len(tensors)}"] = value
+        return {"tensor": name}
+    return {"pairs": [[key, packed(held, tensors)] for key, held in value.items()]} if isinstance(value, dict) else value
+
+
+def unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """What `packed` took."""
+    if not isinstance(value, dict):
+        return value
+    return tensors[value["tensor"]] if "tensor" in value else {key: unpacked(held, tensors) for key, held in value["pairs"]}
 
 
 @torch.no_grad()
@@ -108,12 +117,7 @@ def restore(run: Run, found: dict[str, Any], tensors: dict[str, Tensor]) -> None
     """Put everything where it was."""
     for name, tensor in run.named.items():
         tensor.copy_(tensors[f"tensor.{name}"])
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in (tensors | found["optimizer"]).items():
-        if key.startswith("optimizer."):
-            _, number, name = key.split(".", 2)
-            state.setdefault(int(number), {})[name] = value
-    run.optimizer.load_state_dict(run.optimizer.state_dict() | {"state": state})
+    run.optimizer.load_state_dict(run.optimizer.state_dict() | {"state": unpacked(found["optimizer"], tensors)})
     torch.set_rng_state(tensors["random.cpu"])
     if "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"], next(iter(run.named.values())).device)
