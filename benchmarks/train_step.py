@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from steps import cpu, measure
+from steps.child import WAITS, told
 from steps.plans import PLANS, planned
 from steps.points import Point
 from steps.pool import Fields, Pool, left, lines_of
@@ -64,19 +65,18 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--profile", action="store_true", help="also say where the time goes, kernel by kernel")
     parser.add_argument("--cold", action="store_true", help="give each process an empty compile cache, to time a true cold start")
     parser.add_argument("--beside", type=int, default=1, help="processes that share a card at most, as many as fit; one is timed at a time")
-    parser.add_argument("--points", help=argparse.SUPPRESS)
-    parser.add_argument("--turns", nargs="+", default=[], help=argparse.SUPPRESS)
+    parser.add_argument(WAITS, action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def answer(options: argparse.Namespace) -> None:
-    """Measure the points that the pool gave to this process, and print a line for each."""
-    points = [Point(**fields) for fields in json.loads(options.points)]
+    """Measure the points that the pool gives to this process, and print a line for each."""
+    points, lock = told(imports=torch.cuda.is_available())
     try:
         if points[0].threads:
             results = [cpu.measure(point, options.rounds, options.profile) for point in points]
         else:
-            turns, alone = Turns(Path(options.turns[0]) if options.turns else None), "alone" in options.turns
+            turns, alone = Turns(Path(lock[0]) if lock else None), "alone" in lock
             results = [measure.measure(point, options.profile, turns, alone) for point in points]
     except Exception as error:  # whatever it is, it is the result: out of memory, what PEFT or a compiler refuses
         said = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
@@ -116,7 +116,7 @@ def shown(line: Fields, limits: dict[tuple[str, Point], Fields]) -> str:
 def main() -> None:
     """Plan, measure, write, show."""
     options = parsed()
-    if options.points:
+    if options.waits:
         answer(options)
         return
     setting: dict[str, Any] = {field.name: getattr(options, field.name, 0) for field in dataclasses.fields(Point) if field.name != "row"}
@@ -138,7 +138,7 @@ def main() -> None:
     versions = {"versions": {name: version(name) for name in PACKAGES}}
     pool = Pool(cards(), facts | versions, hear, own, options.budget, options.timeout, options.cold, options.beside, memory())
     for point in points:
-        for line in pool.ask([point], "", options.timeout) if point.threads else []:
+        for line in pool.ask(pool.start(""), [point], "", options.timeout) if point.threads else []:
             hear(line)
     remaining = pool.run([point for point in points if not point.threads])
     if remaining:

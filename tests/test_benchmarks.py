@@ -5,6 +5,7 @@ import re
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +21,9 @@ from steps.results import measured
 from steps.rows import SHAPES, prepared, recorded
 from steps.tables import TABLES, reached
 from steps.turns import Turns, gibibytes
+
+NOBODY = SimpleNamespace(end=lambda: None)
+"""In the place of a process."""
 
 
 def test_what_a_row_does_not_depend_on_is_no_part_of_its_name():
@@ -81,7 +85,7 @@ def test_cards_keep_to_the_settings_that_they_have_begun():
 def test_the_pool_hears_of_every_point_and_stops_at_the_budget(monkeypatch):
     points, heard, lock = planned(["dropout"]), [], threading.Lock()
 
-    def ask(self, points, card, timeout, turns):
+    def ask(self, child, points, card, timeout, turns):
         return [{"point": json.loads(point.key), "card": card, "process_s": 1.0} for point in points]
 
     def hear(line):
@@ -90,6 +94,7 @@ def test_the_pool_hears_of_every_point_and_stops_at_the_budget(monkeypatch):
         lock.release()
 
     monkeypatch.setattr(Pool, "ask", ask)
+    monkeypatch.setattr(Pool, "start", lambda self, card: NOBODY)
     assert not Pool(["0", "1"], {}, hear).run(points)
     assert {Point(**line["point"]) for line in heard} == set(points)
     heard.clear()
@@ -101,12 +106,13 @@ def test_what_failed_beside_another_is_measured_alone(monkeypatch):
     points, heard, asked = planned(["table"]), [], []
     crowded = next(point for point in points if point.row == "lora")
 
-    def ask(self, points, card, timeout, turns):
+    def ask(self, child, points, card, timeout, turns):
         asked.append((points[0], "alone" in turns))
         bad = points == [crowded] and "alone" not in turns
         return [{"point": json.loads(points[0].key), "card": card, "process_s": 1.0} | ({"failed": "out of memory"} if bad else {})]
 
     monkeypatch.setattr(Pool, "ask", ask)
+    monkeypatch.setattr(Pool, "start", lambda self, card: NOBODY)
     assert not Pool(["0", "1"], {}, heard.append, beside=2).run(points)
     assert {Point(**line["point"]) for line in heard} == set(points)
     assert not any("failed" in line for line in heard)
@@ -117,7 +123,7 @@ def test_what_failed_beside_another_is_measured_alone(monkeypatch):
 def test_processes_share_a_card_as_far_as_its_memory_goes(monkeypatch):
     points, lock, running, most = planned(["tokens", "checkpointing", "table"]), threading.Lock(), {"0": [], "1": []}, []
 
-    def ask(self, points, card, timeout, turns):
+    def ask(self, child, points, card, timeout, turns):
         with lock:
             running[card].append(gibibytes(points[0]))
             most.append((sum(running[card]), len(running[card])))
@@ -127,6 +133,7 @@ def test_processes_share_a_card_as_far_as_its_memory_goes(monkeypatch):
         return [{"point": json.loads(point.key), "card": card, "process_s": 0.01} for point in points]
 
     monkeypatch.setattr(Pool, "ask", ask)
+    monkeypatch.setattr(Pool, "start", lambda self, card: NOBODY)
     heard = []
     assert not Pool(["0", "1"], {}, heard.append, beside=4, memory=76.0).run(points)
     assert {Point(**line["point"]) for line in heard} >= set(points)

@@ -1,13 +1,10 @@
-"""Points, spread over the cards of a machine: one process a point, one point of a card timed at a time, each result written at once.
+"""Points, spread over the cards of a machine: a process each (steps.child), one of a card timed at a time, each result written at once.
 
 Two cards of one kind differ by a percent or two, so a point is divided by the limit of its own card: before its first point of a setting
 a card measures that setting's limit, and cards keep to the settings they have begun as long as there are points of them.
 """
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -16,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from steps.child import Child
 from steps.points import Point
 from steps.turns import gibibytes
 
@@ -76,9 +74,13 @@ class Pool:
         failed: list[Point] = []
 
         def work(card: str, locks: Path) -> None:
-            while (point := self.next(queue, card)) is not None:
+            while self.rest() > self.longest and queue.waiting:
+                child = self.start(card)
+                if (point := self.next(queue, card)) is None:
+                    child.end()
+                    return
                 turns = [str(locks / f"card{card}"), *(["alone"] if beside == 1 else [])]
-                lines = self.ask([point], card, min(self.timeout, self.rest()), turns)
+                lines = self.ask(child, [point], card, min(self.timeout, self.rest()), turns)
                 with self.turn:
                     self.held[card].remove(gibibytes(point))
                     self.turn.notify_all()
@@ -112,24 +114,14 @@ class Pool:
                 self.turn.wait(min(60.0, self.rest() - self.longest))
         return None
 
-    def ask(self, points: Sequence[Point], card: str, timeout: float, turns: Sequence[str] = ()) -> list[Fields]:
+    def start(self, card: str) -> Child:
+        """A process that imports what it needs while others are measured: that takes no memory of the card."""
+        return Child(card, self.options, self.cold)
+
+    def ask(self, child: Child, points: Sequence[Point], card: str, timeout: float, turns: Sequence[str] = ()) -> list[Fields]:
         """The lines of points that one process measures."""
-        command = [sys.executable, sys.argv[0], *self.options, "--points", json.dumps([json.loads(point.key) for point in points])]
-        command += ["--turns", *turns] if turns else []
-        started = time.monotonic()
-        with tempfile.TemporaryDirectory() as empty:
-            env = os.environ | ({"CUDA_VISIBLE_DEVICES": card} if card else {})
-            env |= {"TORCHINDUCTOR_CACHE_DIR": f"{empty}/inductor", "TRITON_CACHE_DIR": f"{empty}/triton"} if self.cold else {}
-            try:
-                done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=timeout, check=False)
-                said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"point"')]
-                trace = done.stderr.strip().splitlines()[-40:]
-            except subprocess.TimeoutExpired:
-                said, trace = [], [f"not done after {timeout:.0f} s"]
-        found = {Point(**line["point"]): line for line in said}
-        failed = {"failed": trace[-1] if trace else "no result", "trace": trace}
-        whole = self.facts | {"card": card, "process_s": time.monotonic() - started, "cold": self.cold}
-        return [whole | (found.get(point) or {"point": json.loads(point.key)} | failed) for point in points]
+        whole = self.facts | {"card": card, "cold": self.cold}
+        return [whole | line for line in child.measure(points, turns, timeout)]
 
 
 def lines_of(files: Sequence[Path]) -> list[Fields]:

@@ -15,12 +15,12 @@ TRAINED = {"full": 1.05, "last-k": 0.25}
 """How much as large the masters and gradients of whole modules are."""
 KEPT, REMADE = 3.6, {"7b": 1.0, "3b": 2.0, "1b": 1.0}
 """GiB for each 1024 tokens: all that the backward pass reads kept, and with checkpointing, where logits are most."""
-HUNGRY = {"peft-dora": 6.0, "peft-dora-best": 2.5, "peft-lora": 3.0, "dora-eager": 3.0, "dora-plain": 4.0}
+HUNGRY = {"peft-dora": 6.0, "peft-dora-best": 2.5, "peft-lora": 3.0, "dora-eager": 3.0, "dora-plain": 4.0, "dora-apart": 1.15}
 """How many times as much some rows keep, at most."""
-COMPILED, BEST, MORE, DROPPED = 1.14, 1.45, 2.2, 1.4
+COMPILED, BEST, MORE, DROPPED = 1.10, 1.45, 2.2, 1.4
 """How many times as much others do: compiled, HF PEFT compiled, not compiled; and what HF PEFT's dropout adds."""
-RECORDS = 4096
-"""Tokens a step up to which low-rank methods' steps may be recorded by themselves, for which there must be as much again."""
+RECORDS, SPARE = 4096, 1.3
+"""Tokens a step up to which low-rank methods may record by themselves, for which they must see room for as much again."""
 
 
 class Turns:
@@ -44,7 +44,7 @@ def gibibytes(point: Point) -> float:
     """What a point may take of a card at most, in GiB, by what such points took."""
     plain = point.row.endswith(("-eager", "-plain")) or point.row == f"peft-{point.method}"
     usual = MORE if plain else BEST if point.row.startswith("peft") else COMPILED
-    again = 2.0 if point.row in LOW_RANK and point.batch * point.tokens <= RECORDS else 1.0
+    again = SPARE if point.row in LOW_RANK and point.batch * point.tokens <= RECORDS else 1.0
     dropped = DROPPED if point.dropout and point.row.startswith("peft") else 1.0
     each = (REMADE.get(point.shape, 1.0) if point.checkpointing else KEPT) * HUNGRY.get(point.row, usual) * dropped * again
     return WEIGHTS.get(point.shape, 1.0) * (1 + TRAINED.get(point.method, 0.0)) + each * point.batch * point.tokens / 1024
