@@ -39,7 +39,7 @@ FLAGS = {
     "chat": "adapter adapters api-key-env dtype nf4 url",
     "serve": "adapters admin-key-file allow-host api-key-file batch-requests batch-tokens cached-tokens drain dtype host "
     "host-memory max-new-tokens max-requests max-waiting name nf4 port slots timeout",
-    "doctor": "",
+    "doctor": "kernels",
 }
 
 

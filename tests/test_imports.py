@@ -19,7 +19,7 @@ LADDER = [
     {"model"},
     {"train", "evaluate", "verify", "plan", "serve", "doctor", "demo"},
     {"compare", "export"},
-    {"jobs", "deliver", "chat"},
+    {"jobs", "deliver", "chat", "checkup"},
     {"cli", "__init__"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(LADDER) for room in rooms}

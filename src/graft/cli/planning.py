@@ -33,11 +33,17 @@ def plan(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    kernels: Annotated[bool, typer.Option("--kernels", help="Also run every method here and compare it with plain torch.")] = False,
+) -> None:
     """Check this machine and its installation."""
     from graft.doctor import doctor as examine
     from graft.doctor import healthy, show
 
     checks = examine()
+    if kernels:
+        from graft.checkup import checkup
+
+        checks += tuple(checkup())
     show(checks, out)
     raise typer.Exit(0 if healthy(checks) else 1)
