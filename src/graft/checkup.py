@@ -52,7 +52,7 @@ def checkup(device: str = "auto") -> Iterator[Check]:
     base, made = model(), {}
     for name, method in KINDS.items():
         copies = [(torch.device("cpu"), torch.float32), (torch.device("cpu"), dtype), (where, dtype)]
-        made[name] = Three(*(shaken(adapt(copy.deepcopy(base).to(*each), method, seed=1)) for each in copies))
+        made[name] = alike(Three(*(adapt(copy.deepcopy(base).to(*each), method, seed=1) for each in copies)))
         yield checked(f"kernels: {name}", "logits and gradients", partial(trained, made[name]))
     yield checked("kernels: serving", "log-probabilities", partial(served, base, made, where, dtype))
 
@@ -81,12 +81,14 @@ def model() -> Any:
 
 
 @torch.no_grad()
-def shaken(adapted: Adapted) -> Adapted:
-    """Its trained tensors, changed a little, the same on every device."""
+def alike(made: Three) -> Three:
+    """The same three, with the same trained tensors: fresh ones changed a little, so that each does something."""
     generator = torch.Generator().manual_seed(2)
-    for value in adapted.parameters():
-        value.add_(torch.empty(value.shape).normal_(std=STD, generator=generator).to(value))
-    return adapted
+    for first, *others in zip(*(each.parameters() for each in made), strict=True):
+        first.add_(torch.empty_like(first).normal_(std=STD, generator=generator))
+        for other in others:
+            other.copy_(first)
+    return made
 
 
 def trained(made: Three) -> tuple[float, float]:
