@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import transformers
@@ -18,7 +19,7 @@ from safetensors import SafetensorError
 from graft import cli
 from graft.errors import ModelError
 from graft.evaluate import Scores
-from graft.jobs import scored
+from graft.jobs import TrainJob, scored, state_of
 from graft_rows import write_rows
 
 FLAGS = {
@@ -152,16 +153,44 @@ def test_a_run_that_was_stopped_goes_on_by_the_same_command(graft, place, monkey
         patched.setattr(loop.Steps, "update", stopped)
         code, printed = graft(*words)
     assert code == 130
-    assert "training stopped before step 3); the same command goes on from long/run.unfinished.safetensors" in " ".join(printed.split())
+    assert "training stopped before step 3); the same command goes on from long/run.unfinished.safetensors\n" in printed
     assert [path.name for path in (place / "long").iterdir()] == ["run.unfinished.safetensors"]
     code, printed = graft(*words, "--learning-rate", "0.5")
     assert code == 2
-    assert "delete it to begin anew" in printed
+    assert "delete it to begin anew" in " ".join(printed.split())
     code, printed = graft(*words)
     assert code == 0, printed
-    assert "Going on with the run in long/run.unfinished.safetensors" in " ".join(printed.split())
+    assert "lora goes on after step 2 of 4" in printed
     assert [path.name for path in (place / "long").iterdir()] == ["run"]
     assert json.loads((place / "long" / "run" / "run.json").read_text())["training"]["steps"] == 4
+
+
+def test_a_run_that_is_stopped_before_it_is_saved_goes_on_to_be_saved(graft, place, monkeypatch):
+    words = ("train", *JOB, "--save-every", "50", "--output-dir", "almost", "--eval-data", "test.jsonl", "--metric", "loss")
+
+    def stopped(*given, **more):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("graft.jobs.untouched", stopped)
+        assert graft(*words)[0] == 130
+    assert not (place / "almost").exists()
+    with monkeypatch.context() as patched:
+        patched.setattr("graft.jobs.score", stopped)
+        code, printed = graft(*words)
+    assert code == 130
+    assert "Stopped while it was scored; the adapter is in almost" in printed
+    assert (place / "almost" / "adapter_config.json").exists()
+    assert not (place / "almost.unfinished.safetensors").exists()
+
+
+def test_the_state_of_a_run_lies_beside_its_folder_whatever_that_is_called(tmp_path, monkeypatch):
+    (tmp_path / "in" / "here").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "in" / "here")
+    beside = {".": tmp_path / "in/here", "..": tmp_path / "in", "a/..": tmp_path / "in/here", "a/": Path("a"), "b.c/d": Path("b.c/d")}
+    for folder, named in beside.items():
+        assert state_of(TrainJob("m", "d", folder, save_every=1)) == named.with_name(f"{named.name}.unfinished.safetensors")
+        assert state_of(TrainJob("m", "d", folder)) is None
 
 
 def test_rows_that_the_context_cuts_are_counted_beside_the_scores():
@@ -270,6 +299,10 @@ def test_plan_counts(graft):
         (("train", *JOB, "--output-dir", "x", "--grad-accum", "0"), "grad_accum is 0; it must be at least 1"),
         (("train", *JOB, "--output-dir", "x", "--epochs", "nan"), "epochs is nan; it must be a positive number"),
         (("train", *JOB, "--output-dir", "x", "--epochs", "0"), "epochs is 0.0; it must be a positive number"),
+        (("train", *JOB, "--output-dir", "x", "--max-steps", "0"), "max_steps is 0; it must be at least 1"),
+        (("train", *JOB, "--output-dir", "x", "--learning-rate", "0"), "learning_rate is 0.0; it must be a positive number"),
+        (("train", *JOB, "--output-dir", "x", "--save-every", "-1"), "save_every is -1; it must be at least 0"),
+        (("train", *JOB, "--output-dir", "x", "--eval-every", "2"), "eval_every needs rows to evaluate: name them with --eval-data"),
         (("train", *JOB, "--output-dir", "x", "--weight-decay", "nan"), "weight_decay is nan; it must be at least 0"),
         (("train", *JOB, "--output-dir", "x", "--metric", "foo"), "unknown metric 'foo'"),
         (("train", *JOB, "--output-dir", "bad.jsonl"), "bad.jsonl is a file: name a folder"),

@@ -7,8 +7,9 @@ from statistics import fmean
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
+import graft
 from graft.data import Message, Row, prompt_ids, tokenise
 from graft.errors import DataError, ModelError
 from graft.evaluate import Scores, choose_metric, likelihood, loss, metrics, score, scoring
@@ -247,3 +248,31 @@ def test_what_cannot_be_scored_is_said(tiny_llama, tiny_tokenizer):
         score(tiny_llama, tiny_tokenizer, ROWS, metric="zzz")
     with pytest.raises(DataError, match="only loss can score it"):
         score(tiny_llama, tiny_tokenizer, [Row("1", (), "text", where="t:1")], metric="rougeL")
+
+
+LEARNED = {"n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 64, "resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "loss", "exact_match"])
+@pytest.mark.parametrize("virtual", [0, 8])
+def test_nothing_passes_the_end_of_the_context(tiny_tokenizer, metric, virtual):
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(**LEARNED, vocab_size=len(tiny_tokenizer))).eval()  # one position more is an IndexError
+    if virtual:
+        graft.adapt(model, graft.Prompt(n=virtual, init_embeds="random"))
+    rows = [row("a" * 90, "yes"), row("b", "no"), row("c", "yes"), row("d" * 20, "word " * 40 if metric != "accuracy" else "no")]
+    result = score(model, tiny_tokenizer, rows, metric=metric, batch_size=2)
+    assert len(result.per_item) == 4
+    assert result.truncated == {"loss": 2, "accuracy": 1, "exact_match": 1 + bool(virtual)}[metric]
+    short = score(model, tiny_tokenizer, rows[1:3], metric=metric, batch_size=2)
+    assert short.truncated == 0
+    if metric == "accuracy":
+        assert result.per_item[1:3] == short.per_item
+
+
+def test_one_long_completion_leaves_the_prompts_their_room(tiny_llama, tiny_tokenizer):
+    rows = [row("x" * 100, "yes"), row("y", "z" * 900)]
+    result = score(tiny_llama, tiny_tokenizer, rows, metric="exact_match")
+    assert result.truncated == 0
+    ids = prompt_ids(rows[0], tiny_tokenizer)
+    assert result.predictions[0] == written(tiny_llama, tiny_tokenizer, ids, 512 - len(ids))

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import json
 import logging
 import signal
 
@@ -14,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import graft
 from graft.errors import TrainingError
-from graft.train import TrainConfig, unfinished
+from graft.train import TrainConfig, loop, unfinished
 from test_train import examples, run
 from tiny import tiny
 
@@ -85,6 +86,51 @@ def test_a_run_that_goes_on_is_the_run_that_was_not_cut_off(tmp_path, way, step,
     assert again.seconds > 0
 
 
+@pytest.mark.parametrize(("call", "owed"), [(3, True), (4, False)])
+def test_a_run_that_was_stopped_while_it_was_evaluated_owes_the_evaluation(tmp_path, monkeypatch, call, owed):
+    (method, changes), path = WAYS["patient"], tmp_path / "state"
+    config = dataclasses.replace(SETUP, **changes, save_every=100)
+    whole, expected = trained(method, dataclasses.replace(config, save_every=0))
+    calls, batch_of = [], loop.batch_of
+
+    def heard(*given):
+        calls.append(given)
+        if len(calls) == call:  # of two an evaluation
+            interrupt()
+        return batch_of(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "batch_of", heard)
+        with pytest.raises(KeyboardInterrupt):
+            trained(method, config, state=path)
+    with safe_open(path, "pt") as file:
+        kept = json.loads(file.metadata()["graft"])
+    assert (kept["step"], kept["owed"] is not None) == (4, owed)
+    again, found = trained(method, config, state=path)
+    assert again.curve == whole.curve
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("way", ["lora", "patient"])
+def test_a_run_that_had_ended_trains_no_more(tmp_path, way):
+    (method, changes), path, heard = WAYS[way], tmp_path / "state", []
+    config = dataclasses.replace(SETUP, **changes, save_every=100)
+    whole, expected = trained(method, dataclasses.replace(config, save_every=0))
+    with pytest.raises(KeyboardInterrupt, match="training stopped after step"):
+        trained(method, config, state=path, on_step=after(whole.steps, interrupt))
+    again, found = trained(method, config, state=path, on_step=heard.append)
+    assert not heard
+    assert (again.steps, again.stopped, again.curve, again.best_step) == (whole.steps, whole.stopped, whole.curve, whole.best_step)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path):
+    for name in (".state.abc.tmp", ".state.def.tmp", ".another.abc.tmp", "state.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    run(fresh(graft.LoRA(r=2)), SETUP, state=tmp_path / "state")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".another.abc.tmp", "state", "state.tmp"]
+
+
 def test_states_in_8_bits_go_on_too(tmp_path):
     pytest.importorskip("bitsandbytes")
     config = dataclasses.replace(SETUP, optimizer="adamw8bit", learning_rate=1e-3)
@@ -120,16 +166,16 @@ def test_runs_can_be_cut_off_again_and_again(tmp_path):
         ({"learning_rate": 2e-2}, "a run with learning_rate 0.01: run that again, or delete it to begin anew"),
         ({"max_steps": 12, "seed": 3}, r"a run with max_steps 9, seed 0"),
         ({"method": graft.LoRA(r=3)}, "other tensors"),
-        ({"about": "another"}, "another base or method"),
+        ({"about": {"method": "another"}}, "a run with method one: run that again"),
         ({"rows": 13}, "a run with other rows"),
     ],
 )
 def test_the_state_of_another_run_is_refused_and_stays(tmp_path, change, said):
     path, change = tmp_path / "state", dict(change)
     with pytest.raises(CutError):
-        run(fresh(graft.LoRA(r=2)), SETUP, examples(14), state=path, on_step=after(4, cut))
+        run(fresh(graft.LoRA(r=2)), SETUP, examples(14), state=path, about={"method": "one"}, on_step=after(4, cut))
     before = path.read_bytes()
-    other = {name: change.pop(name, usual) for name, usual in (("method", graft.LoRA(r=2)), ("about", ""), ("rows", 14))}
+    other = {name: change.pop(name, usual) for name, usual in (("method", graft.LoRA(r=2)), ("about", {"method": "one"}), ("rows", 14))}
     config = dataclasses.replace(SETUP, **change)
     with pytest.raises(TrainingError, match=said):
         run(fresh(other["method"]), config, examples(other["rows"]), state=path, about=other["about"])

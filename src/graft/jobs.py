@@ -6,6 +6,8 @@ Each is one function of a frozen config. Nothing of a job is left behind when it
 import dataclasses
 import json
 import math
+import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -105,11 +107,11 @@ def train_job(job: TrainJob, console: Console) -> Path:
     examples = data.tokenise(table.rows, loaded.tokenizer, longest)
     say(console, f"{len(table.bad)} rows that cannot be read are left out" if table.bad else "", examples.note)
     before, adapted = digests(loaded.model), adapt(loaded.model, method, tokenizer=loaded.tokenizer, seed=job.seed)
-    trained = f"{sum(value.numel() for value in adapted.parameters()):,} trained parameters"
-    console.print(f"{job.method}: {trained}, {len(examples.examples):,} rows", highlight=False)
+    trained = sum(value.numel() for value in adapted.parameters())
+    say(console, f"{job.method}: {trained:,} trained parameters, {len(examples.examples):,} rows")
     validation = data.tokenise(held_out.rows, loaded.tokenizer, longest).examples if held_out and job.eval_every else None
-    config = recipe(job, len(table.rows))
-    result = fitted(job, adapted, loaded, method, (examples.examples, validation), config, f"{whole(before)} {method}", console)
+    both, about = (examples.examples, validation), {"base": whole(before), "method": str(method)}
+    result = fitted(job, adapted, loaded, method, both, recipe(job, len(table.rows)), about, console)
     proof = untouched(loaded.model, before)
     say(console, *result.notes)
     adapted.save(folder := Path(job.output_dir), tokenizer=loaded.tokenizer)
@@ -120,10 +122,19 @@ def train_job(job: TrainJob, console: Console) -> Path:
     if state := state_of(job):
         state.unlink(missing_ok=True)
     if held_out is not None:
-        scores = score(loaded.model, loaded.tokenizer, held_out.rows, metric=job.metric, batch_size=job.batch_size)
-        console.print(scored(scores))
-        record(folder, facts | {"scores": {"metric": scores.metric, "value": scores.value, **scores.others}})
+        record(folder, facts | {"scores": judged(job, loaded, held_out, folder, console)})
     return folder
+
+
+def judged(job: TrainJob, loaded: Loaded, held_out: data.Table, folder: Path, console: Console) -> dict[str, Any]:
+    """The scores of what was trained and saved, as its record has them."""
+    try:
+        scores = score(loaded.model, loaded.tokenizer, held_out.rows, metric=job.metric, batch_size=job.batch_size)
+    except KeyboardInterrupt:
+        say(console, f"Stopped while it was scored; the adapter is in {folder}")
+        raise
+    console.print(scored(scores))
+    return {"metric": scores.metric, "value": scores.value, **scores.others}
 
 
 def fitted(
@@ -133,17 +144,16 @@ def fitted(
     method: Method,
     examples: tuple[Sequence[data.Example], Sequence[data.Example] | None],
     config: TrainConfig,
-    about: str,
+    about: dict[str, str],
     console: Console,
 ) -> TrainResult:
     """Train on examples, beside those of validation; what stops it is said in a sentence."""
     state = state_of(job)
-    say(console, f"Going on with the run in {state}" if state and state.exists() else "")
     try:
         return train(adapted, loaded.tokenizer, *examples, config, label=job.method, state=state, about=about)
     except KeyboardInterrupt as stop:
         kept = state is not None and state.exists()
-        say(console, f"Stopped ({stop}); {f'the same command goes on from {state}' if kept else 'nothing was saved'}.")
+        say(console, f"Stopped ({stop}); {f'the same command goes on from {shlex.quote(str(state))}' if kept else 'nothing was saved'}")
         raise
     except torch.OutOfMemoryError as error:
         raise TrainingError(too_small(job, loaded.model, method, examples[0])) from error
@@ -152,6 +162,7 @@ def fitted(
 def state_of(job: TrainJob) -> Path | None:
     """Where the state of a job's run is kept while it trains; None where it is not to be, and none is there."""
     folder = Path(job.output_dir)
+    folder = folder if folder.name not in ("", "..") else Path(os.path.abspath(folder))
     path = folder.with_name(f"{folder.name}.unfinished.safetensors")
     return path if job.save_every or path.exists() else None
 
@@ -171,6 +182,9 @@ def checked_job(job: TrainJob) -> None:
             raise TrainingError(f"{name} is {getattr(job, name)}; it must be at least 1.")
     if not (math.isfinite(job.epochs) and job.epochs > 0):
         raise TrainingError(f"epochs is {job.epochs}; it must be a positive number.")
+    if job.eval_every and not job.eval_data:
+        raise TrainingError("eval_every needs rows to evaluate: name them with --eval-data")
+    recipe(job, 1)
     if why := no_place(Path(job.output_dir)):
         raise TrainingError(why)
     if (Path(job.output_dir) / "config.json").exists():
@@ -201,7 +215,7 @@ def too_small(job: TrainJob, model: Any, method: Method, examples: Sequence[data
 def say(console: Console, *notes: str) -> None:
     """Print those of the notes that say something, a line each."""
     for note in filter(None, notes):
-        console.print(note, highlight=False)
+        console.print(note, highlight=False, soft_wrap=True)
 
 
 def untouched(model: Any, before: dict[str, str]) -> dict[str, str]:
@@ -215,8 +229,8 @@ def untouched(model: Any, before: dict[str, str]) -> dict[str, str]:
 def recipe(job: TrainJob, rows: int) -> TrainConfig:
     """The training config of a job on so many rows."""
     own = {field.name: getattr(job, field.name) for field in dataclasses.fields(TrainConfig) if hasattr(job, field.name)}
-    steps = job.max_steps or max(1, round(job.epochs * rows / (job.batch_size * job.grad_accum)))
-    rate = job.learning_rate or DEFAULT_RATES[job.method]
+    steps = job.max_steps if job.max_steps is not None else max(1, round(job.epochs * rows / (job.batch_size * job.grad_accum)))
+    rate = job.learning_rate if job.learning_rate is not None else DEFAULT_RATES[job.method]
     return TrainConfig(**own | {"max_steps": steps, "learning_rate": rate, "tracker_dir": job.output_dir})
 
 

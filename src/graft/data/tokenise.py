@@ -42,12 +42,15 @@ class Example:
 
 @dataclass(frozen=True)
 class Tokenised:
-    """Examples, and what had to be done to fit them: `truncated` prompts lost their left end, rows in `cut` part of their answer."""
+    """Examples, and what had to be done to fit them: `truncated` prompts lost their left end, rows in `cut` part of their answer. `changed`
+    says of each example whether it is one of them.
+    """
 
     examples: tuple[Example, ...]
     truncated: int = 0
     cut: tuple[str, ...] = ()
     note: str = ""
+    changed: tuple[bool, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -116,7 +119,8 @@ def tokenise(
     if rows and not pairs:
         raise DataError(f"no row is left: all {len(rows)} completions are longer than max_length {max_length}")
     truncated = sum(done.supervised < one.supervised for one, done in pairs)
-    return Tokenised(tuple(done for _, done in pairs), truncated, cut, note(rows, chat, truncated, cut, truncate))
+    said, changed = note(rows, chat, truncated, cut, truncate), tuple(len(done.ids) < len(one.ids) for one, done in pairs)
+    return Tokenised(tuple(done for _, done in pairs), truncated, cut, said, changed)
 
 
 def prompt_ids(row: Row, tokenizer: "PreTrainedTokenizerBase", shots: Sequence[Row] = ()) -> list[int]:

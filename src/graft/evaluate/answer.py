@@ -9,6 +9,7 @@ import torch
 from transformers import GenerationConfig
 
 from graft.data import Row, prompts, tokenise
+from graft.model.virtual_tokens import taken
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,14 +28,17 @@ def generate(
 ) -> tuple[list[str], int]:
     """The greedy answer to every row, in the rows' order, and how many prompts lost their left end to fit in the model's context.
 
-    `max_new_tokens` left out is a fifth more than the longest completion of the rows, and four. Batches go longest first, so that
+    `max_new_tokens` left out is a fifth more than the longest completion of the rows, and four; where both do not fit, prompts keep half of
+    the context, if they need it. Batches go longest first, so that
     memory runs out at once or never. An answer ends at its turn's end; a leading block of <think> is not part of it.
     """
     examples = tokenise(rows, tokenizer).examples
     new = max_new_tokens or math.ceil(1.2 * max(example.trained for example in examples)) + 4
     stops = sorted({example.ids[-1] for example in examples} | ({tokenizer.eos_token_id} - {None}))
-    limit = context(model)
-    asked, cut = fitted(prompts(rows, tokenizer, shots), None if limit is None else max(1, limit - new))
+    asked, limit = prompts(rows, tokenizer, shots), context(model)
+    if limit is not None:  # one long completion must not take the prompts' room
+        new = min(new, limit - min(max(map(len, asked)), limit // 2))
+    asked, cut = fitted(asked, None if limit is None else limit - new)
     texts, done = [""] * len(rows), 0
     with evaluating(model), greedily(model, padding(tokenizer), stops, new):
         for batch in by_length([len(ids) for ids in asked], batch_size):
@@ -81,9 +85,9 @@ def evaluating(model: Any) -> Iterator[None]:
 
 
 def context(model: Any) -> int | None:
-    """How many positions the model has; None where its config does not say."""
+    """How many positions the model has for text, beside an adapter's virtual tokens; None where its config does not say."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return int(limit) if limit else None
+    return max(2, int(limit) - taken(model)) if limit else None
 
 
 def fitted(asked: list[list[int]], room: int | None) -> tuple[list[list[int]], int]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from graft.data import Example, Row, collate, tokenise
 from graft.errors import DataError, ModelError
-from graft.evaluate.answer import Progress, by_length, evaluating, padding, tell
+from graft.evaluate.answer import Progress, by_length, context, evaluating, padding, tell
 from graft.model import supervised
 
 if TYPE_CHECKING:
@@ -39,10 +39,14 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Ranked:
-    """For every row the index of its likeliest candidate, by summed log-likelihood and by log-likelihood per token."""
+    """For every row the index of its likeliest candidate, by summed log-likelihood and by log-likelihood per token.
+
+    `truncated` rows did not fit in the model's context with each of their candidates.
+    """
 
     summed: tuple[int, ...]
     per_token: tuple[int, ...]
+    truncated: int = 0
 
 
 def losses(
@@ -58,7 +62,7 @@ def losses(
     """Each row's loss. Rows longer than `max_length` tokens are cut (prompts on the left, then completions on the right) and counted."""
     tokenised = tokenise(rows, tokenizer, max_length, truncate="cut", shots=shots)
     summed = summed_nll(model, tokenised.examples, padding(tokenizer), batch_size, progress)
-    return Losses(tuple(summed), tuple(example.trained for example in tokenised.examples), max(tokenised.truncated, len(tokenised.cut)))
+    return Losses(tuple(summed), tuple(example.trained for example in tokenised.examples), sum(tokenised.changed))
 
 
 def summed_nll(model: Any, examples: Sequence[Example], pad_id: int, batch_size: int, progress: Progress | None = None) -> list[float]:
@@ -107,20 +111,22 @@ def ranked(
 ) -> Ranked:
     """The likeliest candidate of every row; of equals the first. Raises ModelError where a candidate's loss is not finite."""
     asked = [replace(row, completion=text) for row, some in zip(rows, offered, strict=True) for text in some.texts]
-    examples = tokenise(asked, tokenizer, shots=shots).examples
+    tokenised = tokenise(asked, tokenizer, context(model), truncate="cut", shots=shots)
+    examples = tokenised.examples
     total = len(examples)
     per_row = None if progress is None else lambda done, _: progress(done * len(rows) // total, len(rows))
     nll = summed_nll(model, examples, padding(tokenizer), batch_size, per_row)
     check_finite(nll, asked)
-    start, summed, per_token = 0, [], []
+    start, summed, per_token, truncated = 0, [], [], 0
     for some in offered:
         end = start + len(some.texts)
         sums = nll[start:end]
         means = [value / example.trained for value, example in zip(sums, examples[start:end], strict=True)]
         summed.append(sums.index(min(sums)))
         per_token.append(means.index(min(means)))
+        truncated += any(tokenised.changed[start:end])
         start = end
-    return Ranked(tuple(summed), tuple(per_token))
+    return Ranked(tuple(summed), tuple(per_token), truncated)
 
 
 def check_finite(nll: Sequence[float], rows: Sequence[Row]) -> None:

@@ -155,7 +155,7 @@ def by_ranking(
     others = {name: fmean(values) for name, values in hits.items()}
     if all(row.label is not None for row in rows):
         others["macro_f1"] = metrics.macro_f1(predictions, [some.texts[some.gold] for some in offered])
-    return Scores("accuracy", fmean(per_item), per_item, others, predictions)
+    return Scores("accuracy", fmean(per_item), per_item, others, predictions, best.truncated)
 
 
 def by_loss(

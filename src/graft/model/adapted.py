@@ -25,7 +25,7 @@ from graft.model.fused import Fused, Ran
 from graft.model.ground import ground
 from graft.model.routes import Routes
 from graft.model.slots import Slot, Station, borrows
-from graft.model.virtual_tokens import Doorway
+from graft.model.virtual_tokens import Doorway, taken
 from graft.model.wiring import Wiring
 from graft.site import Site
 
@@ -158,10 +158,7 @@ class Adapted:
     @property
     def context_positions(self) -> int:
         """Virtual tokens: positions of the model's context that the adapter takes."""
-        form = None if self.wiring.doorway is None else self.wiring.doorway.live()
-        if form is None:
-            return 0
-        return form.kv.shape[2] if form.kv is not None else 0 if form.embeds is None else len(form.embeds)
+        return taken(self.model)
 
     @property
     def mergeable(self) -> str:

@@ -55,6 +55,15 @@ class Pending:
         return Pending()
 
 
+def taken(model: Any) -> int:
+    """Positions of a model's context that the virtual tokens of the adapter on it take."""
+    doorway = getattr(model, "graft", None)
+    form = doorway.live() if isinstance(doorway, Doorway) else None
+    if form is None:
+        return 0
+    return form.kv.shape[2] if form.kv is not None else 0 if form.embeds is None else len(form.embeds)
+
+
 class Doorway(nn.Module):
     """The child `graft` of the root: holds virtual tokens' trained tensors, and lets virtual tokens in before each forward."""
 

@@ -4,11 +4,14 @@ An interrupt in the middle of an optimizer step leaves some tensors updated and 
 first Ctrl-C is only remembered; `check()`, called between steps, raises it. A second Ctrl-C is raised at once.
 """
 
+import os
 import signal
 import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
+
+SAID = b"\nStopping after this step; Ctrl-C again stops at once.\n"
 
 
 class Interrupt:
@@ -34,5 +37,6 @@ class Interrupt:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("at once, in the middle of a step")
         self.asked = True
+        os.write(2, SAID)

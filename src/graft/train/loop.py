@@ -11,15 +11,14 @@ supervised token, a module that no gradient reaches in the first two steps. Ctrl
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from graft.data import Example, epochs
@@ -38,6 +37,7 @@ from graft.train.meter import PeakMemory
 from graft.train.progress import Steps
 from graft.train.recipe import Step, TrainConfig, TrainResult
 from graft.train.step import Run, batch_of, summed, take
+from graft.train.tracker import tracked
 from graft.train.unfinished import opened
 
 __all__ = ["Step", "TrainConfig", "TrainResult", "Trainable", "token_losses", "train"]
@@ -70,7 +70,7 @@ def train(
     progress: bool = True,
     label: str = "training",
     state: str | Path | None = None,
-    about: str = "",
+    about: Mapping[str, str] = MappingProxyType({}),
 ) -> TrainResult:
     """Train `adapted.parameters()` in place on tokenised examples and say how it went.
 
@@ -116,7 +116,7 @@ def _start(
         raise TrainingError(f"the state of {config.optimizer} cannot be kept: choose adamw or adamw8bit, or train without save_every.")
     if config.eval_every and not validation:
         raise TrainingError("eval_every is set but there are no validation examples.")
-    accelerator = _accelerator(config)
+    accelerator = tracked(config)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     rows = epochs(examples, config.batch_size * config.grad_accum, config.seed)
     longest = max(len(example.ids) for example in (*examples, *validation))
@@ -127,22 +127,6 @@ def _tokens(examples: Sequence[Example], config: TrainConfig) -> int:
     """About how many tokens a run reads."""
     rows = config.max_steps * config.batch_size * config.grad_accum
     return rows * sum(len(example.ids) for example in examples) // len(examples)
-
-
-def _accelerator(config: TrainConfig) -> Any:
-    """One process, the model where the caller put it, and the tracker asked for."""
-    log_with = None if config.tracker == "none" else config.tracker
-    try:
-        accelerator = Accelerator(device_placement=False, mixed_precision="no", log_with=log_with, project_dir=config.tracker_dir)
-    except ValueError as error:
-        raise TrainingError(f"accelerate refuses tracker {config.tracker!r}: {error}") from error
-    if accelerator.num_processes > 1:
-        raise TrainingError("training runs in one process; start it without a launcher.")
-    if log_with and not accelerator.log_with:
-        raise TrainingError(f"tracker {config.tracker!r} is not installed; install its package, or choose --tracker none.")
-    if log_with:
-        accelerator.init_trackers("graft", config=asdict(config))
-    return accelerator
 
 
 @contextmanager
@@ -203,29 +187,45 @@ def _recorded(run: Run, changed: Callable[[], None]) -> Iterator[Recorder | None
 
 def _steps(run: Run, shown: Steps, on_step: Callable[[Step], None] | None) -> str:
     """All steps; says why it ended."""
-    config = run.config
-    for step in range(run.done + 1, config.max_steps + 1):
+    shown.note(f"{shown.label} goes on after step {run.done} of {run.config.max_steps}" if run.done else "")
+    if run.owed and (ended := _after(run, run.done, run.owed, shown, on_step)):
+        return ended
+    for step in range(run.done + 1, run.config.max_steps + 1) if not run.stopped else ():
         if run.interrupt.asked and run.unfinished and step > 1:
             run.unfinished.keep(run, step - 1)
         run.interrupt.check(f"training stopped before step {step}")
-        loss, norm, rate = take(run, step, next(run.rows))
-        last = step == config.max_steps
-        due = bool(run.validation) and (last or (config.eval_every > 0 and step % config.eval_every == 0))
-        validation_loss = _evaluate(run, step) if due else None
-        if validation_loss is not None:
-            _keep_best(run, step, validation_loss)
-        if due or last or step % max(1, config.max_steps // CURVE_POINTS) == 0:
-            _point(run, step, validation_loss)
-        shown.update(step, loss, run.tokens)
-        if on_step is not None:
-            on_step(Step(step, loss, norm, rate, run.tokens, validation_loss))
-        early = run.best and config.patience and step - run.best[1] >= config.patience * config.eval_every and not last
-        if early or last:
-            run.interrupt.check(f"training stopped after step {step}")  # else nobody would hear of one in the last step
-            return "early" if early else "max_steps"
+        taken = take(run, step, next(run.rows))
+        if ended := _after(run, step, taken, shown, on_step):
+            return ended
         if run.unfinished:
             run.unfinished.due(run, step)
-    raise AssertionError("a run has a last step")
+    return run.stopped
+
+
+def _after(run: Run, step: int, taken: tuple[float, float, float], shown: Steps, on_step: Callable[[Step], None] | None) -> str:
+    """What follows a step, its evaluation above all; says why training ends with it, if it does."""
+    config, last = run.config, step == run.config.max_steps
+    due = bool(run.validation) and (last or (config.eval_every > 0 and step % config.eval_every == 0))
+    try:
+        validation_loss = _evaluate(run, step) if due else None
+    except KeyboardInterrupt:
+        if run.unfinished:
+            run.unfinished.keep(run, step, owed=taken)
+        raise
+    if validation_loss is not None:
+        _keep_best(run, step, validation_loss)
+    if due or last or step % max(1, config.max_steps // CURVE_POINTS) == 0:
+        _point(run, step, validation_loss)
+    shown.update(step, taken[0], run.tokens)
+    if on_step is not None:
+        on_step(Step(step, *taken, run.tokens, validation_loss))
+    early = run.best and config.patience and step - run.best[1] >= config.patience * config.eval_every and not last
+    ended = "early" if early else "max_steps" if last else ""
+    if ended:
+        if run.unfinished:
+            run.unfinished.keep(run, step, stopped=ended)
+        run.interrupt.check(f"training stopped after step {step}")  # else nobody would hear of one in the last step
+    return ended
 
 
 @torch.no_grad()

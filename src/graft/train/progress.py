@@ -38,6 +38,11 @@ class Steps:
         if self._bar is not None:
             self._bar.stop()
 
+    def note(self, text: str) -> None:
+        """Show a line, if there is anything to say."""
+        if self.enabled and text:
+            self.console.print(text, highlight=False, soft_wrap=True)
+
     def update(self, step: int, loss: float, tokens: int) -> None:
         """Show that `step` steps are done, with the last training loss (nats a token)."""
         seconds = time.perf_counter() - self._start

@@ -60,6 +60,8 @@ class Run:
     best: tuple[float, int, dict[str, torch.Tensor]] | None = None
     unfinished: Any = None  # the file of its state (graft.train.unfinished)
     done: int = 0  # steps, before this process
+    owed: tuple[float, float, float] | None = None  # loss, norm and rate of the last of them, whose evaluation was cut off
+    stopped: str = ""  # why training had ended, where it had
     before: float = 0.0  # seconds that they took in all
     started: float = field(default_factory=time.perf_counter)
 

@@ -9,6 +9,7 @@
 The order of rows follows from the seed. A file of another run is refused, not overwritten.
 """
 
+import glob
 import hashlib
 import json
 import logging
@@ -34,19 +35,27 @@ FREE = ("save_every", "strict", "tracker", "tracker_dir")
 
 
 class Unfinished:
-    """The file of one run's state: read at its begin, written every `config.save_every` steps and where Ctrl-C stops it between steps.
+    """The file of one run's state: read at its begin, written every `config.save_every` steps, where Ctrl-C stops it, and at its end.
 
-    `about` says what else the run is of: its base, its method. Raises TrainingError where the file is another run's, or none.
+    `about` says by name what else the run is of: its base, its method. Raises TrainingError where the file is another run's, or none.
     """
 
-    def __init__(self, path: Path, run: Run, examples: Sequence[Example], about: str) -> None:
+    def __init__(self, path: Path, run: Run, examples: Sequence[Example], about: Mapping[str, str]) -> None:
         self.path = path
         config = {name: value for name, value in asdict(run.config).items() if name not in FREE}
         shapes = {name: str(tuple(tensor.shape)) for name, tensor in run.named.items()}
-        self.facts = {"config": config, "rows": digest(examples), "validation": digest(run.validation), "tensors": shapes, "about": about}
+        self.facts = {
+            "config": config,
+            "rows": digest(examples),
+            "validation": digest(run.validation),
+            "tensors": shapes,
+            "about": dict(about),
+        }
 
     def begin(self, run: Run) -> None:
         """Bring a run to where the file says it was; a run without a file begins anew."""
+        for left in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.tmp"):  # of a run that was killed while it wrote
+            left.unlink(missing_ok=True)
         if not self.path.exists():
             return
         try:
@@ -55,7 +64,8 @@ class Unfinished:
                 known = found["format"], found["facts"]
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
-            raise TrainingError(f"{self.path} is not the state of a run ({error}): delete it to begin anew") from error
+            why = f" ({error})" if isinstance(error, OSError | SafetensorError) else ""
+            raise TrainingError(f"{self.path} is not the state of a run{why}: delete it to begin anew") from error
         if known != (FORMAT, self.facts):
             raise TrainingError(f"{self.path} is the state of {unlike(found, self.facts)}: run that again, or delete it to begin anew")
         restore(run, found, tensors)
@@ -65,8 +75,10 @@ class Unfinished:
         if run.config.save_every and step % run.config.save_every == 0:
             self.keep(run, step)
 
-    def keep(self, run: Run, step: int) -> None:
-        """Write the state after a step; a disk that takes no more does not end the run."""
+    def keep(self, run: Run, step: int, owed: tuple[float, float, float] | None = None, stopped: str = "") -> None:
+        """Write the state after a step, of which an evaluation is `owed`, or with which training `stopped`; a disk that takes no more does
+        not end the run.
+        """
         tensors: dict[str, Tensor] = {}
         moments = packed(run.optimizer.state_dict()["state"], tensors)
         tensors |= {f"tensor.{name}": tensor for name, tensor in run.named.items()} | {"random.cpu": torch.get_rng_state()}
@@ -79,6 +91,7 @@ class Unfinished:
         found = {
             "format": FORMAT, "facts": self.facts, "step": step, "tokens": run.tokens, "curve": run.curve, "since_point": run.since_point,
             "touched": sorted(run.touched), "best": run.best and run.best[:2], "optimizer": moments, "seconds": run.seconds,
+            "owed": owed, "stopped": stopped,
         }  # fmt: skip
         held = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
         try:
@@ -88,7 +101,7 @@ class Unfinished:
             log.warning("the state of the run after step %d could not be kept: %s", step, error)
 
 
-def opened(path: str | Path | None, run: Run, examples: Sequence[Example], about: str) -> Unfinished | None:
+def opened(path: str | Path | None, run: Run, examples: Sequence[Example], about: Mapping[str, str]) -> Unfinished | None:
     """The file of a run's state, the run brought to where it says; None without a path."""
     if path is None:
         return None
@@ -124,6 +137,7 @@ def restore(run: Run, found: dict[str, Any], tensors: dict[str, Tensor]) -> None
     run.done, run.tokens, run.curve, run.before = found["step"], found["tokens"], found["curve"], found["seconds"]
     run.times = [(seconds, int(tokens)) for seconds, tokens in tensors["times"].tolist()]
     run.since_point, run.touched = [(total, count) for total, count in found["since_point"]], set(found["touched"])
+    run.owed, run.stopped = found["owed"], found["stopped"]
     if found["best"]:
         best = {name: tensors[f"best.{name}"].to(tensor.device) for name, tensor in run.named.items()}
         run.best = found["best"][0], found["best"][1], best
@@ -143,12 +157,7 @@ def unlike(found: dict[str, Any], facts: dict[str, Any]) -> str:
     """What a state is of that is not this run's."""
     if found["format"] != FORMAT:
         return f"format {found['format']}, and this version of Graft reads format {FORMAT}"
-    theirs, ours = found["facts"], facts
-    named = [f"{name} {theirs['config'].get(name)!r}" for name in ours["config"] if theirs["config"].get(name) != ours["config"][name]]
-    words = {
-        "rows": "other rows",
-        "validation": "other validation rows",
-        "tensors": "other tensors",
-        "about": "another base or method",
-    }
-    return "a run with " + ", ".join([*named, *(said for name, said in words.items() if theirs[name] != ours[name])])
+    theirs = found["facts"]
+    named = [f"{name} {was}" for part in ("config", "about") for name, was in theirs[part].items() if was != facts[part].get(name)]
+    words = {"rows": "other rows", "validation": "other validation rows", "tensors": "other tensors"}
+    return "a run with " + ", ".join([*named, *(said for name, said in words.items() if theirs[name] != facts[name])])
