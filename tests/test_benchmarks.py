@@ -12,6 +12,7 @@ import torch
 
 import train_report
 from steps import agreement
+from steps.child import Child
 from steps.cpu import spread
 from steps.plans import METHODS, PLANS, planned
 from steps.plots import plotted
@@ -174,6 +175,31 @@ def test_one_process_is_timed_while_no_other_prepares(tmp_path):
     late.join(5)
     assert not late.is_alive()
     third.file.close()
+
+
+def test_a_process_is_told_its_points_and_answers_each(tmp_path, monkeypatch):
+    script = tmp_path / "measures.py"
+    script.write_text(
+        "import json, os, sys, time\n"
+        "from steps.child import told\n"
+        "points, turns = told(imports=False)\n"
+        "time.sleep(60 if turns == ['late'] else 0)\n"
+        "for point in points[:1]:\n"
+        "    seen = {'turns': turns, 'card': os.environ['CUDA_VISIBLE_DEVICES'], 'options': sys.argv[1:]}\n"
+        "    print(json.dumps({'point': json.loads(point.key)} | seen))\n"
+    )
+    monkeypatch.setattr("sys.argv", [str(script)])
+    monkeypatch.setenv("PYTHONPATH", str(train_report.ROOT / "benchmarks"))
+    points = planned(["dropout"])[:2]
+    first, second = Child("3", ["--rounds", "2"], cold=False).measure(points, ["lock", "alone"], timeout=60)
+    assert (first["turns"], first["card"], first["options"]) == (["lock", "alone"], "3", ["--rounds", "2", "--waits"])
+    assert first["process_s"] > 0
+    assert second["failed"] == "no result"
+    (late,) = Child("3", [], cold=True).measure(points[:1], ["late"], timeout=1)
+    assert late["failed"] == "not done after 1 s"
+    unused = Child("3", [], cold=False)
+    unused.end()
+    assert unused.process.returncode is not None
 
 
 def test_what_a_file_has_is_not_measured_again(tmp_path):

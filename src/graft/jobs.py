@@ -24,7 +24,7 @@ from graft.compare.starts import chosen, start
 from graft.errors import DataError, TargetError, TrainingError
 from graft.evaluate import Scores, checked_metric, score
 from graft.files import atomic_write, no_place
-from graft.formats.folder import CONFIG
+from graft.formats.folder import CONFIG, MODEL
 from graft.method import Method
 from graft.methods import checked
 from graft.model.adapted import Adapted, adapt
@@ -187,7 +187,7 @@ def checked_job(job: TrainJob) -> None:
     recipe(job, 1)
     if why := no_place(Path(job.output_dir)):
         raise TrainingError(why)
-    if (Path(job.output_dir) / "config.json").exists():
+    if (Path(job.output_dir) / MODEL).exists():
         raise TrainingError(f"{job.output_dir} holds a model: name another folder for the adapter")
     if (Path(job.output_dir) / CONFIG).exists() and not job.overwrite:
         raise TrainingError(f"{job.output_dir} holds an adapter already: name another folder, or replace it with --overwrite")

@@ -158,6 +158,7 @@ def unlike(found: dict[str, Any], facts: dict[str, Any]) -> str:
     if found["format"] != FORMAT:
         return f"format {found['format']}, and this version of Graft reads format {FORMAT}"
     theirs = found["facts"]
-    named = [f"{name} {was}" for part in ("config", "about") for name, was in theirs[part].items() if was != facts[part].get(name)]
+    pairs = [(name, theirs[part].get(name), facts[part].get(name)) for part in ("config", "about") for name in theirs[part] | facts[part]]
+    named = [f"{name} {was}" for name, was, now in pairs if was != now]
     words = {"rows": "other rows", "validation": "other validation rows", "tensors": "other tensors"}
     return "a run with " + ", ".join([*named, *(said for name, said in words.items() if theirs[name] != facts[name])])
