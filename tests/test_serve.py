@@ -70,6 +70,11 @@ def watched(engine):
     return seen
 
 
+def together(engine, rows, sampling=GREEDY):
+    """Handles of (setting, ids) that are asked between two batches, so that no pace of the machine lets one run ahead of the others."""
+    return engine.floor.run(lambda: [engine.submit(ids, called(setting), sampling) for setting, ids in rows])
+
+
 def loaded(*settings, slots=None, room=SMALL, name="llama", dtype=torch.float32, **options):
     engine = Engine(base(name, dtype), slots=slots or max(1, len(settings)), room=room, **options)
     for setting in settings:
@@ -97,8 +102,7 @@ def test_rows_of_every_method_in_one_batch_are_the_rows_alone(name, dtype):
     room = Room(cached=4096, batch=120, requests=40, page=4)  # few steps until all run, so that none has ended by then
     with loaded(*settings, room=room, name=name, dtype=dtype) as engine:
         seen = watched(engine)
-        handles = [engine.submit(ids, called(setting), GREEDY) for setting, ids in rows]
-        for (setting, ids), handle in zip(rows, handles, strict=True):
+        for (setting, ids), handle in zip(rows, together(engine, rows), strict=True):
             assert handle.result(60).ids == alone(setting, ids, NEW, 3, name, dtype), setting
         assert max(len(set(entries)) for entries in seen) == len(settings) + 1  # all at once: every pair, and the base
         again = engine.batching.shared
@@ -129,9 +133,9 @@ def test_prompts_in_chunks_and_prefixes_of_different_lengths():
     room = Room(cached=1024, batch=9, requests=9, page=4)
     with loaded(*settings, room=room) as engine:
         seen = watched(engine)
-        handles = {one: engine.submit(prompt(23), called(one), Sampling(max_tokens=24)) for one in (*settings, None)}
-        for one, handle in handles.items():
-            assert handle.result(60).ids == alone(one, prompt(23), 24), one
+        rows = [(one, prompt(23)) for one in (*settings, None)]
+        for (one, ids), handle in zip(rows, together(engine, rows, Sampling(max_tokens=24)), strict=True):
+            assert handle.result(60).ids == alone(one, ids, 24), one
         assert any(len(set(entries)) > 3 for entries in seen)
 
 
@@ -164,9 +168,9 @@ def test_a_batch_of_the_base_alone_runs_as_if_no_adapter_were_there(monkeypatch)
 
 def test_the_head_sees_the_slots_of_the_positions_it_runs_at():
     with loaded("dora_embedding", "bias_targets") as engine:
-        handles = {one: engine.submit(prompt(9), one, GREEDY) for one in ("dora_embedding", "bias_targets", None)}
-        for one, handle in handles.items():
-            assert handle.result(60).ids == alone(one, prompt(9)), one
+        rows = [(one, prompt(9)) for one in ("dora_embedding", "bias_targets", None)]
+        for (one, ids), handle in zip(rows, together(engine, rows), strict=True):
+            assert handle.result(60).ids == alone(one, ids), one
 
 
 def test_a_name_that_is_loaded_again_is_its_new_content_at_once():

@@ -15,7 +15,7 @@ from graft.errors import ServeError
 from graft.kernels.attention import paged
 from graft.serve import Room, batching
 from graft.serve.batching import manager, paging, warm
-from test_serve import GREEDY, NEW, adapter, alone, called, loaded, prompt, watched
+from test_serve import GREEDY, NEW, adapter, alone, called, loaded, prompt, together, watched
 from tiny import tiny
 
 SETTINGS = ("lora", "dora", "ia3", "houlsby", "bias", "prefix", "prompt")
@@ -41,8 +41,7 @@ def test_rows_of_every_method_are_the_rows_alone(name, batch, everywhere):
     with loaded(*SETTINGS, room=Room(cached=4096, batch=batch, requests=40, page=4), name=name) as engine:
         seen = watched(engine)
         for _ in range(2):  # the second time from the cache
-            handles = [engine.submit(ids, called(setting), GREEDY) for setting, ids in rows]
-            for (setting, ids), handle in zip(rows, handles, strict=True):
+            for (setting, ids), handle in zip(rows, together(engine, rows), strict=True):
                 assert handle.result(60).ids == alone(setting, ids, NEW, 3, name), setting
         assert max(len(set(entries)) for entries in seen) > 4
         assert engine.batching.shared > 100
@@ -69,8 +68,7 @@ def test_batches_are_padded_and_run_ahead(everywhere, monkeypatch):
         ran = {(tokens, single) for tokens, _, single in everywhere}
         assert ran == set(warm.sizes(12, 24))
         for _ in range(2):
-            handles = [engine.submit(ids, called(setting), GREEDY) for setting, ids in rows]
-            for (setting, ids), handle in zip(rows, handles, strict=True):
+            for (setting, ids), handle in zip(rows, together(engine, rows), strict=True):
                 assert handle.result(60).ids == alone(setting, ids), setting
         assert {(tokens, single) for tokens, _, single in everywhere} == ran  # no other sizes
 
@@ -204,8 +202,7 @@ def test_graphs_serve_every_batch_and_are_recorded_while_nothing_runs(recorded):
         engine.submit(prompt(3)).result(60)
         assert len(recorded) == each  # of the bare base
         for _ in range(2):
-            handles = [engine.submit(ids, called(setting), GREEDY) for setting, ids in rows]
-            for (setting, ids), handle in zip(rows, handles, strict=True):
+            for (setting, ids), handle in zip(rows, together(engine, rows), strict=True):
                 assert handle.result(60).ids == alone(setting, ids), setting
         wait_for(lambda: not missing(engine))
         before = len(recorded)

@@ -4,7 +4,6 @@ Every pair is asked for with prefix sharing, prompts in chunks and adapters that
 a test in which nothing is found in the cache would say nothing of the cache.
 """
 
-import functools
 import itertools
 import random
 import threading
@@ -13,7 +12,7 @@ import pytest
 
 from graft.errors import ServeError, UnknownAdapter
 from graft.serve import Queueing, Room, Sampling
-from test_serve import adapter, alone, called, loaded, prompt
+from test_serve import adapter, alone, called, loaded, prompt, together
 
 METHODS = (
     *(None, "lora", "dora", "ia3", "houlsby", "parallel", "bias", "prefix", "prefix_unshifted", "prompt"),
@@ -22,11 +21,6 @@ METHODS = (
 PAIRS = tuple(itertools.combinations(METHODS, 2))
 COMMON = prompt(13, 1)  # three pages of four that requests of one adapter share
 NEW = Sampling(max_tokens=5)
-
-
-def ask(engine, ids, names):
-    """One prompt, asked of several."""
-    return [engine.submit(ids, called(one), NEW) for one in names]
 
 
 def virtual(entry):
@@ -57,8 +51,7 @@ def test_any_two_methods_in_one_step_are_each_alone():
         for number, pair in enumerate(PAIRS):
             begun, ids = len(seen), (*COMMON, *prompt(9, 100 + number))
             before = engine.counts()
-            both = functools.partial(ask, engine, ids, pair)
-            for one, handle in zip(pair, engine.floor.run(both), strict=True):  # between two batches, so that neither runs ahead
+            for one, handle in zip(pair, together(engine, [(one, ids) for one in pair], NEW), strict=True):
                 assert handle.result(60).ids == alone(one, ids, 5), (pair, one)
             entries = [None if one is None else engine.library.entries[called(one)] for one in pair]
             own = seen[begun:]
