@@ -9,6 +9,7 @@ import torch
 from transformers import GenerationConfig
 
 from graft.data import Row, prompts, tokenise
+from graft.model.positions import beside
 from graft.model.virtual_tokens import taken
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def generate(
     examples = tokenise(rows, tokenizer).examples
     new = max_new_tokens or math.ceil(1.2 * max(example.trained for example in examples)) + 4
     stops = sorted({example.ids[-1] for example in examples} | ({tokenizer.eos_token_id} - {None}))
-    asked, limit = prompts(rows, tokenizer, shots), context(model)
+    asked, limit = prompts(rows, tokenizer, shots), text_positions(model)
     if limit is not None:  # one long completion must not take the prompts' room
         new = min(new, limit - min(max(map(len, asked)), limit // 2))
     asked, cut = fitted(asked, None if limit is None else limit - new)
@@ -84,10 +85,9 @@ def evaluating(model: Any) -> Iterator[None]:
             module.training = training
 
 
-def context(model: Any) -> int | None:
+def text_positions(model: Any) -> int | None:
     """How many positions the model has for text, beside an adapter's virtual tokens; None where its config does not say."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return max(2, int(limit) - taken(model)) if limit else None
+    return beside(model, taken(model))
 
 
 def fitted(asked: list[list[int]], room: int | None) -> tuple[list[list[int]], int]:

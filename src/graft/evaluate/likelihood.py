@@ -13,7 +13,7 @@ from torch import Tensor
 
 from graft.data import Example, Row, collate, tokenise
 from graft.errors import DataError, ModelError
-from graft.evaluate.answer import Progress, by_length, context, evaluating, padding, tell
+from graft.evaluate.answer import Progress, by_length, evaluating, padding, tell, text_positions
 from graft.model import supervised
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def ranked(
 ) -> Ranked:
     """The likeliest candidate of every row; of equals the first. Raises ModelError where a candidate's loss is not finite."""
     asked = [replace(row, completion=text) for row, some in zip(rows, offered, strict=True) for text in some.texts]
-    tokenised = tokenise(asked, tokenizer, context(model), truncate="cut", shots=shots)
+    tokenised = tokenise(asked, tokenizer, text_positions(model), truncate="cut", shots=shots)
     examples = tokenised.examples
     total = len(examples)
     per_row = None if progress is None else lambda done, _: progress(done * len(rows) // total, len(rows))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from graft.data import Row
 from graft.errors import DataError
 from graft.evaluate import metrics
-from graft.evaluate.answer import Progress, context, evaluating, generate
+from graft.evaluate.answer import Progress, evaluating, generate, text_positions
 from graft.evaluate.likelihood import candidates, losses, ranked
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def by_loss(
 
     A long row thus weighs more, as it does in training.
     """
-    found = losses(model, tokenizer, rows, batch_size, shots=shots, max_length=context(model), progress=progress)
+    found = losses(model, tokenizer, rows, batch_size, shots=shots, max_length=text_positions(model), progress=progress)
     mean_tokens = fmean(found.tokens)
     per_item = tuple(nll / mean_tokens for nll in found.summed)
     per_row = fmean(nll / tokens for nll, tokens in zip(found.summed, found.tokens, strict=True))
@@ -177,5 +177,5 @@ def loss(model: Any, tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], 
     if not rows:
         raise DataError("there are no rows to measure the loss of")
     with evaluating(model):
-        found = losses(model, tokenizer, rows, batch_size, max_length=context(model))
+        found = losses(model, tokenizer, rows, batch_size, max_length=text_positions(model))
     return sum(found.summed) / sum(found.tokens), sum(found.tokens)

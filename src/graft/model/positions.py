@@ -16,15 +16,30 @@ from graft.forms import VirtualTokens
 from graft.method import Method, makes
 
 
+def context(model: Any) -> int | None:
+    """The positions that a model has for what it reads; None where its config names no end. An encoder that counts them from its padding's
+    id on (RoBERTa) has so many less.
+    """
+    limit = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 0)
+    tables = (getattr(module, "position_embeddings", None) for module in model.modules())
+    padding = next((found for found in (getattr(table, "padding_idx", None) for table in tables) if found is not None), -1)
+    return limit - padding - 1 if limit else None
+
+
+def beside(model: Any, virtual: int) -> int | None:
+    """The positions that a model has for text beside so many virtual tokens: 2 at least; None where its config names no end."""
+    limit = context(model)
+    return None if limit is None else max(2, limit - virtual)
+
+
 def room_for_text(model: Any, methods: Iterable[Method]) -> int:
     """Tokens of text for which a model's context has room beside the most virtual ones of any of these methods; a large number where the
     model names no end. Raises TrainingError where there is none.
     """
-    context = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 0)
-    virtual = max((getattr(method, "n", 0) for method in methods if makes(method) is VirtualTokens), default=0)
-    if context and virtual + 2 > context:
-        raise TrainingError(f"{virtual} virtual tokens leave no room for a text in a context of {context}: take fewer (n)")
-    return context - virtual if context else sys.maxsize
+    virtual, limit = max((getattr(method, "n", 0) for method in methods if makes(method) is VirtualTokens), default=0), context(model)
+    if limit is not None and virtual + 2 > limit:
+        raise TrainingError(f"{virtual} virtual tokens leave no room for a text in a context of {limit}: take fewer (n)")
+    return beside(model, virtual) or sys.maxsize
 
 
 def columns_in_order(mask: Tensor | None, n: int, length: int) -> Tensor | None:

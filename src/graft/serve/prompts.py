@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graft.errors import ServeError
+from graft.model.positions import context
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 
@@ -33,8 +34,7 @@ class Limits:
 
 def limits_of(model: Any, cached: int) -> Limits:
     """A model's limits, with so many tokens in the cache."""
-    context = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or cached)
-    return Limits(int(model.get_input_embeddings().weight.shape[0]), context, cached)
+    return Limits(int(model.get_input_embeddings().weight.shape[0]), context(model) or cached, cached)
 
 
 def is_chat(prompt: Prompt) -> bool:

@@ -15,6 +15,7 @@ from transformers import AttentionInterface
 
 from graft.errors import ServeError
 from graft.kernels.attention import paged
+from graft.model.positions import context
 from graft.serve.guest import Guest, Room
 
 NAME = "graft_paged_flash"
@@ -47,8 +48,7 @@ def head_dim(config: Any) -> int:
 
 def pages_for(model: Any, room: Room) -> int:
     """How many pages the longest request has."""
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or room.cached
-    return math.ceil(min(int(context), room.cached) / room.page)
+    return math.ceil(min(context(model) or room.cached, room.cached) / room.page)
 
 
 class Paging:
