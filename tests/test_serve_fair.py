@@ -11,7 +11,7 @@ from graft.errors import Expired, Overloaded, ServeError
 from graft.serve import Queueing, Room, Sampling
 from graft.serve.fair import Fair, Start
 from graft.serve.ticket import SPARE, Due
-from test_serve import GREEDY, LONG, adapter, alone, loaded, prompt, watched
+from test_serve import GREEDY, LONG, adapter, alone, loaded, prompt, together, watched
 
 
 class Shop:
@@ -143,13 +143,18 @@ def test_a_flood_does_not_starve_twenty_cold_adapters():
     with loaded("lora", slots=2, room=room, queueing=Queueing(quantum=100)) as engine:
         for name in cold:
             engine.load(name, adapter("ia3"))
-        seen = watched(engine)
+        seen, handles = watched(engine), []
+        fill = engine.floor.fill
 
-        def ask():
-            flood = [engine.submit(prompt(5), "lora", Sampling(max_tokens=20)) for _ in range(80)]
-            return flood, [engine.submit(prompt(5), name, Sampling(max_tokens=4)) for name in cold]
+        def filled(batch, rows):
+            if len(seen) == 5:  # the flood runs, and no pace of the machine has let much of it pass
+                handles.extend(engine.submit(prompt(5), name, Sampling(max_tokens=4)) for name in cold)
+            return fill(batch, rows)
 
-        flood, handles = engine.floor.run(ask)
+        engine.floor.fill = filled
+        flood = together(engine, [("lora", prompt(5))] * 80, Sampling(max_tokens=20))
+        flood[0].result(60)
+        assert len(handles) == len(cold)
         for handle in handles:
             assert handle.result(60).ids == alone("ia3", prompt(5), 4)
         base = engine.submit(prompt(5), None, GREEDY).result(60)

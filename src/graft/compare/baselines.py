@@ -6,7 +6,6 @@ with every question, and the record says how many: the mean over the test rows, 
 """
 
 import random
-import sys
 from collections.abc import Sequence
 from statistics import fmean
 
@@ -16,7 +15,7 @@ from graft.compare.wording import lower_is_better
 from graft.data import Row, prompts, tokenise
 from graft.errors import DataError
 from graft.evaluate import score
-from graft.model.positions import context
+from graft.model.positions import room_for_text
 
 JUDGED = 50  # validation rows that choose k, at most
 
@@ -38,7 +37,7 @@ def in_context(bench: Bench) -> Fields:
     count = max(possible, key=lambda k: (sign * judged.get(k, 0.0), -k))
     shots = drawn[:count]
     positions = longer_by(bench, shots)
-    length = min(LENGTH + positions, context(bench.loaded.model) or sys.maxsize)
+    length = min(LENGTH + positions, room_for_text(bench.loaded.model, ()))
     return {
         **scored(bench, bench.loaded.model, shots),
         **untrained(bench, positions),
@@ -81,7 +80,7 @@ def fits(bench: Bench, shots: Sequence[Row], count: int) -> bool:
     rows = [*bench.material.scored(bench.bounds), *judges(bench)]
     whole = tokenise(rows, bench.loaded.tokenizer, shots=shots).examples
     answer = max(example.trained for example in whole)
-    return max(len(example.ids) for example in whole) + answer <= (context(bench.loaded.model) or sys.maxsize)
+    return max(len(example.ids) for example in whole) + answer <= room_for_text(bench.loaded.model, ())
 
 
 def longer_by(bench: Bench, shots: Sequence[Row]) -> int:
