@@ -23,6 +23,7 @@ import torch
 
 from graft.adapter import Adapter
 from graft.errors import ServeError
+from graft.model.lean import Lean
 from graft.model.residents import Residents
 from graft.model.wiring import Wiring
 from graft.serve.answers import Handle, Sink, Text, Usage
@@ -67,6 +68,9 @@ class Engine:
         if slots < 1:
             raise ServeError(f"slots is {slots}: an adapter needs one, so it must be at least 1")
         self.model, self.tokenizer, self.room = model.eval(), tokenizer, room or Room()
+        self.lean = Lean(model) if (self.room.lean if self.room.lean is not None else model.device.type == "cuda") else None
+        if self.lean is not None:
+            self.lean.attach()
         self.wiring = Wiring(model)
         self.residents = Residents(self.wiring, slots + 1)
         self.residents.watch()
@@ -114,6 +118,8 @@ class Engine:
         self.stop(now=True)
         self.gate.remove()
         self.wiring.detach()
+        if self.lean is not None:
+            self.lean.detach()
 
     def __enter__(self) -> "Engine":
         return self.start()

@@ -60,7 +60,8 @@ class Room:
     """How large the engine is made: `cached` tokens of keys and values in pages of `page`, `batch` tokens and `requests` a step.
 
     `graphs` and `overlap` switch CUDA graphs and asynchronous batching; None leaves that to transformers. `warm`: graphs of the bare
-    base's batches are recorded before the first request, others while nothing runs, where paged attention does.
+    base's batches are recorded before the first request, others while nothing runs, where paged attention does. `lean`: norms and
+    rotations run compiled; None means on a GPU.
     """
 
     cached: int = 4096
@@ -71,6 +72,7 @@ class Room:
     graphs: bool | None = None
     overlap: bool | None = None
     warm: bool = True
+    lean: bool | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("page", 1), ("cached", self.page), ("batch", 1), ("requests", 1)):
