@@ -18,7 +18,8 @@ from graft.kernels.slots import ahead, launch
 SHAPE = dict(hidden_size=64, intermediate_size=4352, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, vocab_size=64)
 METHODS = (
     graft.LoRA(r=8), graft.IA3(), graft.LoRA(r=64), graft.DoRA(r=16), graft.BiasOnly(add=True), graft.Bottleneck(size=24),
-    graft.Bottleneck(size=64, act="gelu"), graft.LoRA(r=3), graft.Prompt(n=4, init_embeds="random"), *[graft.LoRA(r=64, targets=("query", "key", "value"))] * 9,
+    graft.Bottleneck(size=64, act="gelu"), graft.LoRA(r=3), graft.Prompt(n=4, init_embeds="random"),
+    *[graft.LoRA(r=64, targets=("query", "key", "value"))] * 9,
 )  # fmt: skip
 BATCHES = (1, 2, 7, 16, 17, 31, 32, 33, 48, 64, 65, 128, 200)
 
