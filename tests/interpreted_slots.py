@@ -2,12 +2,12 @@
 
 import torch
 
-from graft.forms import Affine
+from graft.forms import ACTIVATIONS, Affine
 from graft.kernels.slots import GROUP, Stack, launch, reference
 from graft.pack import Pack
 
 torch.use_deterministic_algorithms(True)  # memory that nobody has written to is NaN
-ACTS = tuple(enumerate(("identity", *launch.NAMES)))
+ACTS = tuple(enumerate(ACTIVATIONS))
 CASES = (  # tokens, inputs, outputs of each module, (slot, rank, activation) of the columns of each module, spare columns
     (1, 24, (40,), ((1, 3, 0),), 2),
     (5, 1100, (33,), ((1, 8, 0), (2, 17, 1), (4, 5, 2), (3, 4, 3), (6, 2, 4), (7, 2, 5), (8, 1, 6)), 5),

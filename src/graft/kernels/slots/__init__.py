@@ -10,10 +10,10 @@ from torch import Tensor
 
 from graft.kernels.slots.stack import GROUP, Stack
 
-__all__ = ["GROUP", "Stack", "keep", "run", "takes"]
+__all__ = ["GROUP", "Stack", "keep", "make", "run", "takes"]
 TRITON = importlib.util.find_spec("triton") is not None
 if TRITON:
-    from graft.kernels.slots import launch
+    from graft.kernels.slots import ahead, launch
 
 
 def takes(y: Tensor) -> bool:
@@ -25,6 +25,12 @@ def keep(device: torch.device) -> None:
     """Make what launches on a card's current stream share; to be called before any CUDA graph is recorded on it (launch.keep)."""
     if TRITON and device.type == "cuda":
         launch.keep(device)
+
+
+def make(like: Tensor) -> None:
+    """Compile all kernels for values in the dtype and on the card of `like` (ahead.make)."""
+    if like.is_cuda and takes(like):
+        ahead.make(like)
 
 
 def run(stack: Stack, s: Tensor, x: Tensor | None, ys: list[Tensor]) -> list[Tensor]:

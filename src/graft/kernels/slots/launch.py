@@ -1,5 +1,8 @@
 """The calls of the kernels of graft.kernels.slots.tiles: grids and tiles, from shapes alone.
 
+A kernel is compiled for each set of its constants, which takes a second. They are few, and follow from sizes alone, not from which adapters
+are there: `graft.kernels.slots.ahead` compiles all, and loading an adapter none.
+
 Under Triton's interpreter (TRITON_INTERPRET=1) the same kernels run on a CPU, in float32 throughout.
 """
 
@@ -12,24 +15,26 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from graft.kernels.activations import ACTIVATIONS
 from graft.kernels.cards import on
 from graft.kernels.slots import tiles
-from graft.kernels.slots.stack import Stack
+from graft.kernels.slots.stack import GROUP, Stack
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HALVES = (torch.float16, torch.bfloat16)
 AT_ONCE = 3  # modules that one launch takes
-NAMES = ("relu", "gelu", "silu", "tanh", "gelu_tanh", "leaky_relu")
+CODES = {name.removesuffix("_relu").upper(): code for code, name in enumerate(ACTIVATIONS) if code}
 LONGEST = 64  # tokens of a tile
+NARROW = 64  # columns of one step where there are no more
 ANY = math.inf
 Tiles = dict[int | None, tuple[tuple[float, tuple[int, ...]], ...]]
 SHRINK: Tiles = {
-    32: ((2048, (16, 256, 264, 16, 2)), (ANY, (32, 256, 264, 16, 2))),
-    64: ((2048, (32, 256, 132, 8, 2)), (ANY, (64, 128, 264, 8, 2))),
-    None: ((ANY, (32, 256, 132, 16, 1)),),
+    32: ((2048, (16, 256, 264, 16, 2, 7)), (ANY, (32, 256, 264, 16, 2, 7))),
+    64: ((2048, (32, 256, 132, 8, 2, 99)), (ANY, (64, 128, 264, 8, 2, 99))),
+    None: ((ANY, (32, 256, 132, 16, 1, 99)),),
 }
 """Of `shrink`, by the tokens of its only tile at most (None: more tiles) and how many columns there are at most: columns of a program,
-inputs of a step, programs to have at least, parts of a sum at most, which one program adds up, and steps of a part at least.
+inputs of a step, programs to have at least, parts of a sum at most, which one program adds up, steps of a part at least and at most.
 """
 EXPAND: Tiles = {
     32: ((8192, (32, 256, 4, 2)), (ANY, (128, 64, 4, 2))),
@@ -67,24 +72,23 @@ def shrink(stack: Stack, s: Tensor, x: Tensor, y: Tensor) -> Tensor:
     A = behind if stack.A is None else stack.A
     assert A is not None
     assert stack.of is not None
-    D, first, columns = (A, 0, len(A)) if behind is None else (behind, stack.first, len(stack.of))
+    columns = len(stack.of)
+    D, first = (A, columns) if behind is None else (behind, stack.first)
     height = rows_of(tokens)
-    block, inputs, programs, most, least = picked(SHRINK, tokens, columns)
+    block, inputs, programs, most, least, longest = picked(SHRINK, tokens, columns)
     grid = -(-tokens // height), -(-columns // block)
     steps = [-(-value.shape[1] // inputs) for value in (A, D)]
-    parts = max(1, min(-(-programs // (grid[0] * grid[1])), max(steps) // least, most))
+    parts = max(1, min(max(-(-programs // (grid[0] * grid[1])), -(-max(steps) // longest)), max(steps) // least, most))
     spans = [-(-count // parts) * inputs for count in steps]
     parts = max(-(-value.shape[1] // span) for value, span in zip((A, D), spans, strict=True))
     h = x.new_empty(tokens, columns)
-    partial = h if parts == 1 else x.new_empty((parts, tokens, columns), dtype=torch.float32)
-    done = counters(x, grid[0] * grid[1]) if parts > 1 else h  # of a sum in one part nobody counts the parts
-    codes = dict(zip(NAMES, (-1 for _ in NAMES), strict=True)) | {name: code for code, name in stack.acts}
+    partial, done = s.view(torch.float32), s.view(torch.int32)  # of a sum in one part nobody writes or counts the parts
+    if parts > 1:
+        partial, done = x.new_empty((parts, tokens, columns), dtype=torch.float32), counters(x, grid[0] * grid[1])
     tiles.shrink[(*grid, parts)](
-        x, A, y, D, A if stack.a is None else stack.a, stack.of, stack.act, s, h, partial, done, tokens, columns,
-        A.shape[1], spans[0], x.stride(0), D.shape[1], spans[1], y.stride(0), first, BT=height, BC=block, BK=inputs, PARTS=parts,
-        BEHIND=behind is not None, SHIFTED=stack.a is not None,
-        **{name.removesuffix("_relu").upper(): code for name, code in codes.items() if name in NAMES}, FLOAT=INTERPRETED,
-        num_warps=4, num_stages=3, **soon(x, True),
+        x, A, y, D, A if stack.a is None else stack.a, stack.of, stack.act, s, h, partial, done, tokens, columns // GROUP, A.shape[1],
+        spans[0], x.stride(0), D.shape[1], spans[1], y.stride(0), first, sum(1 << code for code, _ in stack.acts), int(stack.a is not None),
+        BT=height, BC=block, BK=inputs, MOST=most, **CODES, FLOAT=INTERPRETED, num_warps=4, num_stages=3, **soon(x, True),
     )  # fmt: skip
     return h
 
@@ -95,19 +99,27 @@ def expand(stack: Stack, s: Tensor, h: Tensor, ys: Sequence[Tensor], out: Tensor
     height = rows_of(tokens)
     width = 0 if stack.B is None else stack.B.shape[1]
     side, most, warps, stages = picked(EXPAND, tokens, sum(stack.outs))
-    whole = max(16, 1 << (width - 1).bit_length() if width else 0)
-    step = min(most, whole)  # all in one, if possible: they are read before h is there
+    step = min(most, NARROW) if width <= NARROW else most  # all in one, if possible: they are read before h is there
     blocks = [-(-size // side) for size in stack.outs]
     ends = [sum(stack.outs[: place + 1]) for place in range(count)]
     more = AT_ONCE - count
-    nothing = ys[0]
-    B, of, c, b = (nothing if value is None else value for value in (stack.B, stack.of, stack.c, stack.b))
+    B, b = (ys[0] if value is None else value for value in (stack.B, stack.b))
+    c, of = s.view(torch.float32) if stack.c is None else stack.c, s if stack.of is None else stack.of
+    there = int(stack.c is not None), int(stack.b is not None)
     tiles.expand[(-(-tokens // height), sum(blocks))](
-        *ys, *[ys[0]] * more, h, B, of, c, b, s, out, tokens, count * width, width, *ends, *[ends[-1]] * more, blocks[0],
-        blocks[1] if count > 1 else 0, *[y.stride(0) for y in ys], *[ys[0].stride(0)] * more, BT=height, BO=side, BC=step,
-        STEPS=whole // step, SKIPS=width > step, MODULES=count, BRANCH=stack.B is not None, SCALED=stack.c is not None,
-        SHIFTED=stack.b is not None, FLOAT=INTERPRETED, num_warps=warps, num_stages=stages, **soon(h, stack.B is not None),
+        *ys, *[ys[0]] * more, h, B, of, c, b, s, out, tokens, count * width // GROUP, width // GROUP, *ends, *[ends[-1]] * more, blocks[0],
+        blocks[1] if count > 1 else 0, *[y.stride(0) for y in ys], *[ys[0].stride(0)] * more, *there,
+        BT=height, BO=side, BC=step, STEPS=steps_of(width, step), SKIPS=width > step, BRANCH=stack.B is not None, FLOAT=INTERPRETED,
+        num_warps=warps, num_stages=stages, **soon(h, stack.B is not None),
     )  # fmt: skip
+
+
+def steps_of(width: int, step: int) -> int:
+    """Steps that are enough for so many columns: 1, or a power of 4."""
+    steps = 1
+    while steps * step < width:
+        steps *= 4
+    return steps
 
 
 def soon(x: Tensor, follows: bool) -> dict[str, bool]:

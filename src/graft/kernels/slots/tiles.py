@@ -39,21 +39,22 @@ def tanh(value):
 
 @triton.jit
 def activated(
-    h, code, RELU: tl.constexpr, GELU: tl.constexpr, SILU: tl.constexpr, TANH: tl.constexpr, GELU_TANH: tl.constexpr, LEAKY: tl.constexpr
-):
-    """Each column of h through the activation that its code names; a number below 0 names none."""
+    h, code, acts, RELU: tl.constexpr, GELU: tl.constexpr, SILU: tl.constexpr, TANH: tl.constexpr, GELU_TANH: tl.constexpr,
+    LEAKY: tl.constexpr,
+):  # fmt: skip
+    """Each column of h through the activation that its code names; `acts` has a bit for each code that any column has."""
     own = code[None, :]
-    if RELU >= 0:
+    if (acts & (1 << RELU)) != 0:
         h = tl.where(own == RELU, tl.maximum(h, 0.0), h)
-    if GELU >= 0:
+    if (acts & (1 << GELU)) != 0:
         h = tl.where(own == GELU, 0.5 * h * (1 + tl.erf(h * 0.7071067811865476)), h)
-    if SILU >= 0:
+    if (acts & (1 << SILU)) != 0:
         h = tl.where(own == SILU, h / (1 + tl.exp(-h)), h)
-    if TANH >= 0:
+    if (acts & (1 << TANH)) != 0:
         h = tl.where(own == TANH, tanh(h), h)
-    if GELU_TANH >= 0:
+    if (acts & (1 << GELU_TANH)) != 0:
         h = tl.where(own == GELU_TANH, 0.5 * h * (1 + tanh(0.7978845608028654 * (h + 0.044715 * h * h * h))), h)
-    if LEAKY >= 0:
+    if (acts & (1 << LEAKY)) != 0:
         h = tl.where(own == LEAKY, tl.where(h > 0, h, 0.01 * h), h)
     return h
 
@@ -76,25 +77,26 @@ def wanted(owner, word):
     return (owner >= 0) & (((word >> (owner & 63).to(tl.int64)) & 1) != 0)
 
 
-@triton.jit
-def shrink(  # noqa: C901
-    x, A, z, D, a, of, act, s, h, partial, counters, tokens, columns, width, span, x_token, z_width, z_span, z_token, first,
-    BT: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr, PARTS: tl.constexpr, BEHIND: tl.constexpr, SHIFTED: tl.constexpr,
-    RELU: tl.constexpr, GELU: tl.constexpr, SILU: tl.constexpr, TANH: tl.constexpr, GELU_TANH: tl.constexpr, LEAKY: tl.constexpr,
-    FLOAT: tl.constexpr, EARLY: tl.constexpr,
+@triton.jit(do_not_specialize=["tokens", "groups", "first", "acts", "shifted"])
+def shrink(
+    x, A, z, D, a, of, act, s, h, partial, counters, tokens, groups, width, span, x_token, z_width, z_span, z_token, first, acts, shifted,
+    BT: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr, MOST: tl.constexpr, RELU: tl.constexpr, GELU: tl.constexpr,
+    SILU: tl.constexpr, TANH: tl.constexpr, GELU_TANH: tl.constexpr, LEAKY: tl.constexpr, FLOAT: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """h [T, C] where a token's slot is the column's; nothing is written elsewhere. partial [PARTS, T, C], counters [tiles, blocks].
+    """h [T, C] where a token's slot is the column's; nothing is written elsewhere. partial [parts, T, C], counters [tiles, blocks].
 
-    Columns from `first` on, a multiple of BC, read z by the rows of D instead of x by those of A.
+    Columns from `first` on, a multiple of BC, read z by the rows of D instead of x by those of A. The sum is in MOST parts at most.
     """
-    tile, block, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    tile, block, part, parts = tl.program_id(0), tl.program_id(1), tl.program_id(2), tl.num_programs(2)
+    columns = groups * GROUP
     token, column = tile * BT + tl.arange(0, BT), block * BC + tl.arange(0, BC)
     source, maps, across, reach, source_token, number = x, A, width, span, x_token, column
-    if BEHIND:  # noqa: SIM102
-        if block * BC >= first:
-            source, maps, across, reach, source_token, number = z, D, z_width, z_span, z_token, column - first
+    if block * BC >= first:
+        source, maps, across, reach, source_token, number = z, D, z_width, z_span, z_token, column - first
     slot = tl.load(s + token, mask=token < tokens, other=0).to(tl.int32)
     owner = tl.load(of + column, mask=column < columns, other=-1).to(tl.int32)
+    code = tl.load(act + column, mask=column < columns, other=0).to(tl.int32)
+    shift = tl.load(a + column, mask=column < columns * shifted, other=0.0).to(tl.float32)
     used = wanted(owner, here(slot))
     if EARLY:
         wait()
@@ -113,22 +115,19 @@ def shrink(  # noqa: C901
             total = tl.dot(left, tl.trans(right), total, input_precision="ieee")
         hit = (slot[:, None] == owner[None, :]) & (token < tokens)[:, None]
         spot = token.to(tl.int64)[:, None] * columns + column[None, :]
-        last = True
-        if PARTS > 1:
+        last = parts == 1
+        if parts > 1:
             tl.store(partial + part.to(tl.int64) * tokens * columns + spot, total, mask=hit)
             counter = counters + tile * tl.num_programs(1) + block
-            last = tl.atomic_add(counter, 1, sem="acq_rel") == PARTS - 1
+            last = tl.atomic_add(counter, 1, sem="acq_rel") == parts - 1
             if last:
                 total = tl.zeros([BT, BC], tl.float32)
-                for place in tl.static_range(PARTS):  # unrolled, so that all are on their way at once
+                for place in tl.static_range(MOST):  # unrolled, so that all are on their way at once
                     own = partial + spot + columns.to(tl.int64) * tokens * place
-                    total += tl.load(own, mask=hit, other=0.0, cache_modifier=".cg")
+                    total += tl.load(own, mask=hit & (tl.full([BC], place, tl.int32) < parts)[None, :], other=0.0, cache_modifier=".cg")
                 tl.store(counter, 0)
         if last:
-            if SHIFTED:
-                total += tl.load(a + column, mask=column < columns, other=0.0).to(tl.float32)[None, :]
-            code = tl.load(act + column, mask=column < columns, other=-1).to(tl.int32)
-            total = activated(total, code, RELU, GELU, SILU, TANH, GELU_TANH, LEAKY)
+            total = activated(total + shift[None, :], code, acts, RELU, GELU, SILU, TANH, GELU_TANH, LEAKY)
             tl.store(h + spot, total.to(h.dtype.element_ty), mask=hit)
 
 
@@ -158,36 +157,35 @@ def added(total, hidden, right, column, owner, slot, FLOAT: tl.constexpr):
     return tl.dot(left, tl.trans(right), total, input_precision="ieee")
 
 
-@triton.jit
-def expand(  # noqa: C901
-    y_0, y_1, y_2, h, B, of, c, b, s, out, tokens, columns, width, end_0, end_1, end_2, blocks_0, blocks_1, y_token_0, y_token_1,
-    y_token_2, BT: tl.constexpr, BO: tl.constexpr, BC: tl.constexpr, STEPS: tl.constexpr, SKIPS: tl.constexpr, MODULES: tl.constexpr,
-    BRANCH: tl.constexpr, SCALED: tl.constexpr, SHIFTED: tl.constexpr, FLOAT: tl.constexpr, EARLY: tl.constexpr,
+@triton.jit(do_not_specialize=["tokens", "groups", "group", "blocks_0", "blocks_1", "scaled", "shifted"])
+def expand(
+    y_0, y_1, y_2, h, B, of, c, b, s, out, tokens, groups, group, end_0, end_1, end_2, blocks_0, blocks_1, y_token_0, y_token_1,
+    y_token_2, scaled, shifted, BT: tl.constexpr, BO: tl.constexpr, BC: tl.constexpr, STEPS: tl.constexpr, SKIPS: tl.constexpr,
+    BRANCH: tl.constexpr, FLOAT: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """c y + h B^T + b of every module, [T, out] one after another in `out`; module j's outputs end at end_j of N, and the first two have
-    so many blocks of BO outputs. The columns are taken in steps of BC, at most STEPS; SKIPS leaves out those that no token needs.
+    """c y + h B^T + b of every module, [T, out] one after another in `out`; module j's outputs end at end_j of N = end_2, and the first
+    two have so many blocks of BO outputs, of `groups` groups of columns each `group`. The columns are taken in steps of BC, at most STEPS;
+    SKIPS leaves out those that no token needs.
     """
     tile, block = tl.program_id(0), tl.program_id(1)
+    columns, width = groups * GROUP, group * GROUP
     token = tile * BT + tl.arange(0, BT)
     slot = tl.load(s + token, mask=token < tokens, other=0).to(tl.int32)
-    y, y_token, first, end, own, place = y_0, y_token_0, 0, end_0, 0, block
-    if MODULES > 1:  # noqa: SIM102
-        if block >= blocks_0:
-            y, y_token, first, end, own, place = y_1, y_token_1, end_0, end_1, width, block - blocks_0
-    if MODULES > 2:  # noqa: SIM102
-        if block >= blocks_0 + blocks_1:
-            y, y_token, first, end, own, place = y_2, y_token_2, end_1, end_2, 2 * width, block - blocks_0 - blocks_1
+    y, y_token, first, end, place = y_0, y_token_0, 0, end_0, block
+    if block >= blocks_0:
+        y, y_token, first, end, place = y_1, y_token_1, end_0, end_1, block - blocks_0
+    if block >= blocks_0 + blocks_1:
+        y, y_token, first, end, place = y_2, y_token_2, end_1, end_2, block - blocks_0 - blocks_1
+    own = ((block >= blocks_0).to(tl.int32) + (block >= blocks_0 + blocks_1).to(tl.int32)) * width
     inner = place * BO + tl.arange(0, BO)
     row = first + inner
     inside = (token < tokens)[:, None] & (row < end)[None, :]
-    outs = tl.where(MODULES == 1, end_0, tl.where(MODULES == 2, end_1, end_2))
-    table = slot.to(tl.int64)[:, None] * outs + row[None, :]
+    table = slot.to(tl.int64)[:, None] * end_2 + row[None, :]
     word = here(slot)
-    base = tl.load(y + token.to(tl.int64)[:, None] * y_token + inner[None, :], mask=inside, other=0.0).to(tl.float32)
-    if SCALED:
-        base *= tl.load(c + table, mask=inside, other=1.0).to(tl.float32)
-    if SHIFTED:
-        base += tl.load(b + table, mask=inside, other=0.0).to(tl.float32)
+    # all that is there is asked for before anything is done with it; `scaled` and `shifted` are 0 where there is no c or b
+    base = tl.load(y + token.to(tl.int64)[:, None] * y_token + inner[None, :], mask=inside, other=0.0)
+    scale = tl.load(c + table, mask=inside & (token < tokens * scaled)[:, None], other=1.0)
+    shift = tl.load(b + table, mask=inside & (token < tokens * shifted)[:, None], other=0.0)
     total = tl.zeros([BT, BO], tl.float32)
     if BRANCH:
         hidden = h + token.to(tl.int64)[:, None] * columns + own
@@ -207,6 +205,6 @@ def expand(  # noqa: C901
                 owner = owners(of + own, column, width)
                 right = tl.load(maps + column[None, :], mask=wanted(owner, word)[None, :] & (row < end)[:, None], other=0.0)
                 total = added(total, hidden, right, column, owner, slot, FLOAT)
-    total += base
+    total += base.to(tl.float32) * scale.to(tl.float32) + shift.to(tl.float32)
     start = out + first * tokens
     tl.store(start + token.to(tl.int64)[:, None] * (end - first) + inner[None, :], total.to(out.dtype.element_ty), mask=inside)

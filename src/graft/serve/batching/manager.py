@@ -150,6 +150,8 @@ class Manager(ContinuousBatchingManager):  # type: ignore[misc]
             stream = processor.inputs_and_outputs.compute_stream
             with nullcontext() if stream is None else torch.cuda.stream(stream):
                 slots.keep(self.model.device)
+                if self.batching.room.warm:
+                    slots.make(self.model.get_input_embeddings().weight.detach())
             if self.batching.paging is not None and self.batching.room.warm:
                 warm(processor, self.model, self.batching.paging)
         return processor
