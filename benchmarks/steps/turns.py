@@ -13,11 +13,13 @@ WEIGHTS = {"7b": 13.5, "3b": 8.5, "1b": 3.0}
 """GiB of a shape's weights in bfloat16, and what a process holds beside."""
 TRAINED = {"full": 1.05, "last-k": 0.25}
 """How much as large the masters and gradients of whole modules are."""
+RANKED = 0.002
+"""And those of low-rank branches on all linear maps, for each rank: masters, gradients and what is put beside the weights."""
 KEPT, REMADE = 3.6, {"7b": 1.0, "3b": 2.0, "1b": 1.0}
 """GiB for each 1024 tokens: all that the backward pass reads kept, and with checkpointing, where logits are most."""
 HUNGRY = {"peft-dora": 6.0, "peft-dora-best": 2.5, "peft-lora": 3.0, "dora-eager": 3.0, "dora-plain": 4.0, "dora-apart": 1.15}
 """How many times as much some rows keep, at most."""
-COMPILED, BEST, MORE, DROPPED = 1.10, 1.45, 2.2, 1.4
+COMPILED, BEST, MORE, DROPPED = 1.12, 1.45, 2.2, 1.4
 """How many times as much others do: compiled, HF PEFT compiled, not compiled; and what HF PEFT's dropout adds."""
 RECORDS, SPARE = 4096, 1.3
 """Tokens a step up to which low-rank methods may record by themselves, for which they must see room for as much again."""
@@ -47,4 +49,5 @@ def gibibytes(point: Point) -> float:
     again = SPARE if point.row in LOW_RANK and point.batch * point.tokens <= RECORDS else 1.0
     dropped = DROPPED if point.dropout and point.row.startswith("peft") else 1.0
     each = (REMADE.get(point.shape, 1.0) if point.checkpointing else KEPT) * HUNGRY.get(point.row, usual) * dropped * again
-    return WEIGHTS.get(point.shape, 1.0) * (1 + TRAINED.get(point.method, 0.0)) + each * point.batch * point.tokens / 1024
+    trained = TRAINED.get(point.method, RANKED * point.rank if point.method in ("lora", "dora") else 0.0)
+    return WEIGHTS.get(point.shape, 1.0) * (1 + trained) + each * point.batch * point.tokens / 1024
