@@ -1,8 +1,6 @@
 """Every kernel of adapters' forms, compiled before it is needed: else the first batch of its size waits a second for each."""
 
-import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -11,22 +9,15 @@ from graft.kernels.slots import launch
 from graft.kernels.slots.stack import GROUP, Stack
 
 FEW = 16  # inputs, and outputs of the smallest module: what a real one's numbers are multiples of
-AT_ONCE = 8  # compilers
 WIDEST = 1024  # columns of a module; kernels for more are compiled when they come
 
 
 def make(like: Tensor) -> None:
-    """Run each kernel once on a few zeros in the dtype and on the device of `like` [any]: seconds at first, then from the disk's cache."""
-    first, *others = ((tokens, outs, columns) for tokens in heights() for outs, columns in sizes(tokens))
-    run(like, *first)  # what all share is made by one
-    with ThreadPoolExecutor(min(AT_ONCE, os.cpu_count() or 1)) as pool:
-        list(pool.map(lambda size: run(like, *size), others))
-
-
-def run(like: Tensor, tokens: int, outs: int, columns: int) -> None:
-    """Run the kernels of one module, on this thread's stream."""
-    s = torch.zeros(tokens, dtype=torch.long, device=like.device)
-    launch.run(stack_of(outs, columns, like), s, like.new_zeros(tokens, FEW), [like.new_zeros(tokens, outs)])
+    """Run each kernel once on a few zeros in the dtype and on the device of `like` [any]: half a minute at first, then from the disk's cache."""
+    for tokens in heights():
+        s = torch.zeros(tokens, dtype=torch.long, device=like.device)
+        for outs, columns in sizes(tokens):
+            launch.run(stack_of(outs, columns, like), s, like.new_zeros(tokens, FEW), [like.new_zeros(tokens, outs)])
 
 
 def heights() -> list[int]:
