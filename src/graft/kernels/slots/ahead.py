@@ -13,7 +13,7 @@ WIDEST = 1024  # columns of a module; kernels for more are compiled when they co
 
 
 def make(like: Tensor) -> None:
-    """Run each kernel once on a few zeros in the dtype and on the device of `like` [any]: half a minute at first, then from the disk's cache."""
+    """Run each kernel once on a few zeros in the dtype and on the device of `like` [any]: at first half a minute, then from disk."""
     for tokens in heights():
         s = torch.zeros(tokens, dtype=torch.long, device=like.device)
         for outs, columns in sizes(tokens):
