@@ -1,5 +1,7 @@
 """The Triton kernels of many adapters' forms under Triton's interpreter, against plain torch; run as a process of its own."""
 
+import dataclasses
+
 import torch
 
 from graft.forms import ACTIVATIONS, Affine
@@ -57,6 +59,17 @@ def check(tokens, inputs, outs, spec, spare):
             assert s.any() or torch.equal(ours, y)
 
 
+def check_parts():
+    """A stack without c, without b, and with neither."""
+    whole = stack_of(24, (40, 12), ((1, 3, 0), (2, 70, 2)), 1)
+    s, x, ys = torch.randint(0, 4, (20,)), torch.randn(20, 24), [torch.randn(20, 40), torch.randn(20, 12)]
+    for none in ({"c": None}, {"b": None}, {"c": None, "b": None}, {"a": None}):
+        stack = dataclasses.replace(whole, **none)
+        for ours, theirs in zip(launch.run(stack, s, x, ys), reference.run(stack, s, x, ys), strict=True):
+            gap = ((ours - theirs).norm() / theirs.norm()).item()
+            assert gap < 1e-5, f"{none}: {gap:.1e}"
+
+
 def check_behind(tokens, inputs, out, spec, read, spare):
     """Columns that read y beside those that read x, which are of other slots."""
     own, later = stack_of(inputs, (out,), spec, spare), stack_of(out, (out,), read, spare)
@@ -103,6 +116,7 @@ if __name__ == "__main__":
     check_behind(70, 40, 400, ((1, 33, 0),), ((3, 64, 1),), 0)
     check_behind(2, 24, 50, (), ((3, 7, 1), (5, 2, 1)), 0)
     check_packs()
+    check_parts()
     (kept,) = launch.KEPT.values()
     launch.keep(torch.device("cpu"))
     assert launch.KEPT[kept.device, 0] is kept, "a recorded graph may use it"

@@ -49,5 +49,5 @@ def gibibytes(point: Point) -> float:
     again = SPARE if point.row in LOW_RANK and point.batch * point.tokens <= RECORDS else 1.0
     dropped = DROPPED if point.dropout and point.row.startswith("peft") else 1.0
     each = (REMADE.get(point.shape, 1.0) if point.checkpointing else KEPT) * HUNGRY.get(point.row, usual) * dropped * again
-    trained = TRAINED.get(point.method, RANKED * point.rank if point.method in ("lora", "dora") else 0.0)
+    trained = TRAINED.get(point.method, RANKED * point.rank)
     return WEIGHTS.get(point.shape, 1.0) * (1 + trained) + each * point.batch * point.tokens / 1024

@@ -59,10 +59,9 @@ class Guest(Protocol):
 class Room:
     """How large the engine is made: `cached` tokens of keys and values in pages of `page`, `batch` tokens and `requests` a step.
 
-    `graphs` and `overlap` switch CUDA graphs and asynchronous batching; None leaves that to transformers. `warm`: the kernels of
-    adapters are compiled and graphs of the bare base's batches recorded before the first request, where paged attention does, other graphs
-    while nothing runs. `lean`: norms and
-    rotations run compiled; None means on a GPU.
+    `graphs` and `overlap` switch CUDA graphs and asynchronous batching; None leaves that to transformers. `warm`: adapters'
+    kernels are compiled and, where paged attention runs, graphs of the bare base's batches recorded before the first request, other graphs
+    while nothing runs. `lean`: norms and rotations run compiled; None means on a GPU.
     """
 
     cached: int = 4096

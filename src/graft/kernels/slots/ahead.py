@@ -1,4 +1,7 @@
-"""Every kernel of adapters' forms, compiled before it is needed: else the first batch of its size waits a second for each."""
+"""The kernels of adapters' forms, compiled before they are needed: else the first batch of its size waits up to a second for each.
+
+Left out are those for modules of more than WIDEST columns, or whose inputs and outputs are no multiples of 16.
+"""
 
 from collections.abc import Iterator
 
@@ -13,7 +16,7 @@ WIDEST = 1024  # columns of a module; kernels for more are compiled when they co
 
 
 def make(like: Tensor) -> None:
-    """Run each kernel once on a few zeros in the dtype and on the device of `like` [any]: at first half a minute, then from disk."""
+    """Run each kernel once on a few zeros in the dtype and on the device of `like` [any]; later starts take them from disk."""
     for tokens in heights():
         s = torch.zeros(tokens, dtype=torch.long, device=like.device)
         for outs, columns in sizes(tokens):
@@ -28,19 +31,16 @@ def heights() -> list[int]:
 
 def sizes(tokens: int) -> Iterator[tuple[int, int]]:
     """Outputs of a module and its columns, for each kernel of so many tokens."""
-    for outs, (_, most, *_) in rows(launch.EXPAND, tokens):
+    for outs, (_, most, *_) in starts(launch.choices(launch.EXPAND, tokens)):
         widths = {0, GROUP, *(min(most * 4**power, WIDEST) for power in range(3))}
         yield from ((outs, width) for width in sorted(widths))
-    yield from ((FEW, columns) for columns, _ in rows(launch.SHRINK, tokens))
+    yield from ((FEW, columns) for columns, _ in starts(launch.choices(launch.SHRINK, tokens)))
 
 
-def rows(table: launch.Tiles, tokens: int) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """The rows of a table for so many tokens, each with a size that it is for."""
-    size = FEW
-    key = next((most for most in table if most is not None and tokens <= most), None)
-    for end, tile in table[key]:
-        yield size, tile
-        size = 0 if end == launch.ANY else int(end) + FEW
+def starts(choices: launch.Choices) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """Each of some tiles, with a size that it is for."""
+    ends = [0, *(int(end) for end, _ in choices[:-1])]
+    yield from ((end + FEW, tile) for end, (_, tile) in zip(ends, choices, strict=True))
 
 
 def stack_of(outs: int, columns: int, like: Tensor) -> Stack:

@@ -1,7 +1,7 @@
 """The calls of the kernels of graft.kernels.slots.tiles: grids and tiles, from shapes alone.
 
-A kernel is compiled for each set of its constants, which takes a second. They are few, and follow from sizes alone, not from which adapters
-are there: `graft.kernels.slots.ahead` compiles all, and loading an adapter none.
+A kernel is compiled for each set of its constants, up to a second each. They are few, and follow from sizes alone, not from which adapters
+are there: `graft.kernels.slots.ahead` compiles all that common sizes need, so that loading an adapter compiles none.
 
 Under Triton's interpreter (TRITON_INTERPRET=1) the same kernels run on a CPU, in float32 throughout.
 """
@@ -27,7 +27,8 @@ CODES = {name.removesuffix("_relu").upper(): code for code, name in enumerate(AC
 LONGEST = 64  # tokens of a tile
 NARROW = 64  # columns of one step where there are no more
 ANY = math.inf
-Tiles = dict[int | None, tuple[tuple[float, tuple[int, ...]], ...]]
+Choices = tuple[tuple[float, tuple[int, ...]], ...]
+Tiles = dict[int | None, Choices]
 SHRINK: Tiles = {
     32: ((2048, (16, 256, 264, 16, 2, 7)), (ANY, (32, 256, 264, 16, 2, 7))),
     64: ((2048, (32, 256, 132, 8, 2, 99)), (ANY, (64, 128, 264, 8, 2, 99))),
@@ -137,8 +138,12 @@ def is_early(device: torch.device) -> bool:
 
 def picked(table: Tiles, tokens: int, size: int) -> tuple[int, ...]:
     """The tiles for so many tokens, and columns or outputs."""
-    rows = next((most for most in table if most is not None and tokens <= most), None)
-    return next(tile for end, tile in table[rows] if size <= end)
+    return next(tile for end, tile in choices(table, tokens) if size <= end)
+
+
+def choices(table: Tiles, tokens: int) -> Choices:
+    """The tiles for so many tokens, each with the columns or outputs that it is for at most."""
+    return table[next((most for most in table if most is not None and tokens <= most), None)]
 
 
 def rows_of(tokens: int) -> int:

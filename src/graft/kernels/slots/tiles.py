@@ -164,8 +164,8 @@ def expand(
     BRANCH: tl.constexpr, FLOAT: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """c y + h B^T + b of every module, [T, out] one after another in `out`; module j's outputs end at end_j of N = end_2, and the first
-    two have so many blocks of BO outputs, of `groups` groups of columns each `group`. The columns are taken in steps of BC, at most STEPS;
-    SKIPS leaves out those that no token needs.
+    two have so many blocks of BO outputs. h has `groups` groups of columns, each module `group` of them, taken in steps of BC, at most
+    STEPS; SKIPS leaves out those that no token needs.
     """
     tile, block = tl.program_id(0), tl.program_id(1)
     columns, width = groups * GROUP, group * GROUP
