@@ -70,6 +70,24 @@ def check_parts():
             assert gap < 1e-5, f"{none}: {gap:.1e}"
 
 
+def check_joined(tokens, inputs, outs, spec, spare, biased):
+    """The products of the base and the forms on them, of few tokens; some have a bias."""
+    stack, x = stack_of(inputs, outs, spec, spare), torch.randn(tokens, inputs)
+    maps = [
+        (torch.randn(size, inputs) / inputs**0.5, torch.randn(size) if biased & 1 << place else None) for place, size in enumerate(outs)
+    ]
+    assert launch.joins(stack, x, maps)
+    ys = [torch.nn.functional.linear(x, *one) for one in maps]
+    for s in (torch.randint(0, 9, (tokens,)), torch.full((tokens,), spec[0][0]), torch.zeros(tokens, dtype=torch.long)):
+        for ours, theirs in zip(launch.joined(stack, s, x, maps), reference.run(stack, s, x, ys), strict=True):
+            assert torch.isfinite(theirs).all()
+            gap = ((ours - theirs).norm() / theirs.norm()).item()
+            assert gap < 1e-5, f"{tokens, inputs, outs, spec}: {gap:.1e}"
+    assert not launch.joins(stack, x[:, : inputs - 16], maps), "a step of inputs is whole"
+    assert not launch.joins(stack, x, [(value.t().contiguous().t(), bias) for value, bias in maps])
+    assert not launch.joins(stack, torch.zeros(65, inputs), maps)
+
+
 def check_behind(tokens, inputs, out, spec, read, spare):
     """Columns that read y beside those that read x, which are of other slots."""
     own, later = stack_of(inputs, (out,), spec, spare), stack_of(out, (out,), read, spare)
@@ -115,6 +133,9 @@ if __name__ == "__main__":
     check_behind(5, 1100, 33, ((1, 8, 0), (2, 17, 0)), ((3, 5, 1), (4, 9, 2)), 1)
     check_behind(70, 40, 400, ((1, 33, 0),), ((3, 64, 1),), 0)
     check_behind(2, 24, 50, (), ((3, 7, 1), (5, 2, 1)), 0)
+    check_joined(5, 512, (40, 12, 33), ((1, 3, 0), (2, 70, 2), (3, 5, 4)), 1, 0b101)
+    check_joined(33, 256, (4100, 20), ((1, 8, 0), (2, 17, 1)), 3, 0b10)
+    check_joined(64, 128, (16400,), ((4, 8, 3),), 0, 0)
     check_packs()
     check_parts()
     (kept,) = launch.KEPT.values()

@@ -1,14 +1,17 @@
 """Bands: modules that read one tensor (query, key and value; gate and up), their packs side by side, so that kernels run all at once.
 
-The first of a band's modules to run gives the outputs of all, in two launches for every adapter there is; the others, called with the very
-same tensor, take theirs. The packs stay what they are: their tensors become views of the band's, which are made anew once a pack's own
-have been. Where no kernels run (graft.kernels.slots), there are no bands.
+The first of a band's modules to run gives the outputs of all, in two launches for every adapter there is, and at few tokens the modules'
+own products are in the first of them; the others, called with the very same tensor, take theirs. The packs stay what they are: their
+tensors become views of the band's, which are made anew once a pack's own have been. Where no kernels run (graft.kernels.slots), there are
+no bands.
 """
 
 from collections.abc import Iterable, Sequence
+from types import MethodType
 from typing import Any
 
 import torch
+import torch.nn as nn
 from torch import Tensor
 
 from graft.kernels import slots as kernels
@@ -83,13 +86,27 @@ class Band:
         """y' [..., out] of one module for x [..., in], with what its own pack does, twice; s broadcasts to x's leading dimensions."""
         place = self.members.index(slot)
         if self.x is not x or place not in self.ready:
-            assert self.stack is not None
-            ys = [module.graft_inner(x) for module in self.modules]
-            found = kernels.run(self.stack, flat(s, x), rows(x), [rows(y) for y in ys])
+            found = self.outputs(x, flat(s, x))
             self.ready = {number: out.view(*x.shape[:-1], out.shape[-1]) for number, out in enumerate(found)}
         y = self.ready.pop(place)
         self.x = x if self.ready else None
         return y, y
+
+    def outputs(self, x: Tensor, s: Tensor) -> list[Tensor]:
+        """y' [T, out] of all modules for x [..., in] and the slot of each token; a few tokens' own products are in the same launch."""
+        assert self.stack is not None
+        maps = [map_of(module) for module in self.modules]
+        plain = [one for one in maps if one is not None]
+        if len(plain) == len(maps) and kernels.joins(self.stack, rows(x), plain):
+            return kernels.joined(self.stack, s, rows(x), plain)
+        return kernels.run(self.stack, s, rows(x), [rows(module.graft_inner(x)) for module in self.modules])
+
+
+def map_of(module: Any) -> tuple[Tensor, Tensor | None] | None:
+    """The weight [out, in] and bias [out] of a module that only multiplies by them; None of any other."""
+    inner = module.graft_inner
+    plain = type(module) is nn.Linear and isinstance(inner, MethodType) and inner.__func__ is nn.Linear.forward
+    return (module.weight, module.bias) if plain else None
 
 
 def take(pack: Pack, columns: slice, outs: slice, A: Tensor, a: Tensor, of: Tensor, act: Tensor, B: Tensor) -> None:

@@ -4,13 +4,14 @@ y'[t] = c[s] y[t] + act(x[t] A[s]^T + a[s]) B[s]^T + b[s]        s: the slot of 
 """
 
 import importlib.util
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from graft.kernels.slots.stack import GROUP, Stack
 
-__all__ = ["GROUP", "Stack", "keep", "make", "run", "takes"]
+__all__ = ["GROUP", "Stack", "joined", "joins", "keep", "make", "run", "takes"]
 TRITON = importlib.util.find_spec("triton") is not None
 if TRITON:
     from graft.kernels.slots import ahead, launch
@@ -36,3 +37,13 @@ def make(like: Tensor) -> None:
 def run(stack: Stack, s: Tensor, x: Tensor | None, ys: list[Tensor]) -> list[Tensor]:
     """Each module's y' [T, out] of its y [T, out], for tokens in slots s [T] and their x [T, in], where `takes`; 3 modules at most."""
     return launch.run(stack, s, x, ys)
+
+
+def joins(stack: Stack, x: Tensor, maps: Sequence[tuple[Tensor, Tensor | None]]) -> bool:
+    """Whether `joined` can give what the products and `run` give for x [T, in]; of each module its weight [out, in] and bias [out]."""
+    return launch.joins(stack, x, maps)
+
+
+def joined(stack: Stack, s: Tensor, x: Tensor, maps: Sequence[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
+    """Each module's y' [T, out] of its own y = x W^T + bias, in two launches with the products."""
+    return launch.joined(stack, s, x, maps)

@@ -7,6 +7,7 @@ Under Triton's interpreter (TRITON_INTERPRET=1) the same kernels run on a CPU, i
 """
 
 import functools
+import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ CODES = {name.removesuffix("_relu").upper(): code for code, name in enumerate(AC
 LONGEST = 64  # tokens of a tile
 NARROW = 64  # columns of one step where there are no more
 ANY = math.inf
+Map = tuple[Tensor, Tensor | None]
+"""A linear map's weight [out, in] and bias [out]."""
 Choices = tuple[tuple[float, tuple[int, ...]], ...]
 Tiles = dict[int | None, Choices]
 SHRINK: Tiles = {
@@ -46,6 +49,11 @@ EXPAND: Tiles = {
 
 Measured on an H100 within layers of 4096 by 14336, with 8 to 128 adapters; 4224 outputs are one program for each of its processors.
 """
+PROJECT: Tiles = {
+    32: ((4096, (32, 256, 4, 4)), (16384, (64, 128, 4, 4)), (ANY, (64, 256, 4, 3))),
+    64: ((4096, (32, 256, 4, 4)), (16384, (64, 128, 4, 4)), (ANY, (128, 128, 4, 4))),
+}
+"""Of `project`, by the same: columns and outputs of a program, inputs of a step, warps, stages."""
 COUNTERS = 1 << 16
 KEPT: dict[tuple[torch.device, int], Tensor] = {}
 """Counters by device and stream."""
@@ -58,13 +66,51 @@ def takes(y: Tensor) -> bool:
 
 def run(stack: Stack, s: Tensor, x: Tensor | None, ys: Sequence[Tensor]) -> list[Tensor]:
     """As `reference.run`; each y' is contiguous."""
-    out = ys[0].new_empty(len(s) * sum(stack.outs))
-    with on(out):
+    with on(ys[0]):
         h = ys[0] if stack.of is None else shrink(stack, s, ys[0] if x is None else x, ys[0])
-        expand(stack, s, h, ys, out)
-    return [
-        part.view(len(s), size) for part, size in zip(torch.split(out, [len(s) * size for size in stack.outs]), stack.outs, strict=True)
-    ]
+        return expand(stack, s, h, ys)
+
+
+def joins(stack: Stack, x: Tensor, maps: Sequence[Map]) -> bool:
+    """Whether `joined` can be in place of the base's own products and `run`: few tokens, which read maps of the usual sizes and columns."""
+    known = len(x) <= LONGEST and stack.A is not None and (INTERPRETED or (x.is_cuda and is_early(x.device)))  # others were not measured
+    return (
+        known
+        and not x.shape[1] % picked(PROJECT, len(x), sum(stack.outs))[1]
+        and all(
+            value is None or (value.is_contiguous() and value.dtype == x.dtype and value.device == x.device)
+            for one in maps
+            for value in one
+        )
+    )
+
+
+def joined(stack: Stack, s: Tensor, x: Tensor, maps: Sequence[Map]) -> list[Tensor]:
+    """As `run` for the y = x W^T + bias of the base's own maps, where it `joins`."""
+    with on(x):
+        ys, h = project(stack, s, x, maps)
+        return expand(stack, s, h, ys, late=True)
+
+
+def project(stack: Stack, s: Tensor, x: Tensor, maps: Sequence[Map]) -> tuple[list[Tensor], Tensor]:
+    """Each module's y [T, out], contiguous, and h [T, C] as of `shrink`."""
+    assert stack.A is not None
+    assert stack.of is not None
+    tokens, columns, outs = len(s), len(stack.of), stack.outs
+    block, inputs, warps, stages = picked(PROJECT, tokens, sum(outs))
+    y, h = x.new_empty(tokens * sum(outs)), x.new_empty(tokens, columns)
+    blocks = [-(-size // block) for size in (columns, *outs)]
+    more = AT_ONCE - len(maps)
+    Ws, biases = ([one[place] for one in maps] for place in range(2))
+    biased = sum(1 << place for place, bias in enumerate(biases) if bias is not None)
+    tiles.project[(sum(blocks),)](
+        x, *Ws, *[Ws[0]] * more, *[x if bias is None else bias for bias in biases], *[x] * more, stack.A, stack.A if stack.a is None else
+        stack.a, stack.of, stack.act, s, y, h, tokens, columns // GROUP, x.shape[1], x.stride(0), *ends_of(outs), blocks[0], blocks[1],
+        blocks[2] if len(outs) > 1 else 0, bits_of(stack), int(stack.a is not None), biased,
+        BT=rows_of(tokens), BC=block, BK=inputs, STAGES=stages, **CODES, FLOAT=INTERPRETED, num_warps=warps, num_stages=stages,
+        **soon(x, True),
+    )  # fmt: skip
+    return parts_of(y, tokens, outs), h
 
 
 def shrink(stack: Stack, s: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -88,31 +134,49 @@ def shrink(stack: Stack, s: Tensor, x: Tensor, y: Tensor) -> Tensor:
         partial, done = x.new_empty((parts, tokens, columns), dtype=torch.float32), counters(x, grid[0] * grid[1])
     tiles.shrink[(*grid, parts)](
         x, A, y, D, A if stack.a is None else stack.a, stack.of, stack.act, s, h, partial, done, tokens, columns // GROUP, A.shape[1],
-        spans[0], x.stride(0), D.shape[1], spans[1], y.stride(0), first, sum(1 << code for code, _ in stack.acts), int(stack.a is not None),
+        spans[0], x.stride(0), D.shape[1], spans[1], y.stride(0), first, bits_of(stack), int(stack.a is not None),
         BT=height, BC=block, BK=inputs, MOST=most, **CODES, FLOAT=INTERPRETED, num_warps=4, num_stages=3, **soon(x, True),
     )  # fmt: skip
     return h
 
 
-def expand(stack: Stack, s: Tensor, h: Tensor, ys: Sequence[Tensor], out: Tensor) -> None:
-    """c y + h B^T + b of each module, [T, out] one after another in `out`."""
+def expand(stack: Stack, s: Tensor, h: Tensor, ys: Sequence[Tensor], late: bool = False) -> list[Tensor]:
+    """c y + h B^T + b of each module [T, out], contiguous; `late` where the kernel before makes the ys too."""
     tokens, count = len(s), len(ys)
+    out = ys[0].new_empty(tokens * sum(stack.outs))
     height = rows_of(tokens)
     width = 0 if stack.B is None else stack.B.shape[1]
     side, most, warps, stages = picked(EXPAND, tokens, sum(stack.outs))
     step = min(most, NARROW) if width <= NARROW else most  # all in one, if possible: they are read before h is there
     blocks = [-(-size // side) for size in stack.outs]
-    ends = [sum(stack.outs[: place + 1]) for place in range(count)]
     more = AT_ONCE - count
     B, b = (ys[0] if value is None else value for value in (stack.B, stack.b))
     c, of = s.view(torch.float32) if stack.c is None else stack.c, s if stack.of is None else stack.of
     there = int(stack.c is not None), int(stack.b is not None)
     tiles.expand[(-(-tokens // height), sum(blocks))](
-        *ys, *[ys[0]] * more, h, B, of, c, b, s, out, tokens, count * width // GROUP, width // GROUP, *ends, *[ends[-1]] * more, blocks[0],
-        blocks[1] if count > 1 else 0, *[y.stride(0) for y in ys], *[ys[0].stride(0)] * more, *there,
+        *ys, *[ys[0]] * more, h, B, of, c, b, s, out, tokens, count * width // GROUP, width // GROUP, *ends_of(stack.outs), blocks[0],
+        blocks[1] if count > 1 else 0, *[y.stride(0) for y in ys], *[ys[0].stride(0)] * more, *there, int(late),
         BT=height, BO=side, BC=step, STEPS=steps_of(width, step), SKIPS=width > step, BRANCH=stack.B is not None, FLOAT=INTERPRETED,
         num_warps=warps, num_stages=stages, **soon(h, stack.B is not None),
     )  # fmt: skip
+    return parts_of(out, tokens, stack.outs)
+
+
+def parts_of(values: Tensor, tokens: int, outs: Sequence[int]) -> list[Tensor]:
+    """Each module's [T, out] of values that lie one module after another."""
+    parts = torch.split(values, [tokens * size for size in outs])
+    return [part.view(tokens, size) for part, size in zip(parts, outs, strict=True)]
+
+
+def ends_of(outs: Sequence[int]) -> list[int]:
+    """Where each module's outputs end among those of all, for as many as one launch takes."""
+    ends = list(itertools.accumulate(outs))
+    return ends + ends[-1:] * (AT_ONCE - len(outs))
+
+
+def bits_of(stack: Stack) -> int:
+    """A bit for each activation that there is."""
+    return sum(1 << code for code, _ in stack.acts)
 
 
 def steps_of(width: int, step: int) -> int:

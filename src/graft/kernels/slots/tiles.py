@@ -1,4 +1,4 @@
-"""The affine forms of many adapters as two Triton kernels, whatever their number, ranks and methods.
+"""The affine forms of many adapters as Triton kernels, two in a row, whatever their number, ranks and methods.
 
 `shrink` makes h = act(x A^T + a) where a column's slot is a token's. A program has a tile of tokens and a block of columns; where no token
 of the tile is in a slot of the block it ends at once, and columns that none of them needs are not read: the bytes are those of adapters
@@ -6,9 +6,13 @@ that are in the batch, and a tile of one long text costs what its own adapter co
 processor has work; whoever finishes a tile last adds the parts up in order, so that the same input gives the same bits. `expand` gives
 c y + h B^T + b for all modules of a stack, each value of y read once. Sums are in float32.
 
+At few tokens a product of the base costs what its launch and the reading of its weights cost, and A is but some more weights that read the
+same input: `project` is `shrink` and the products of all modules in one launch.
+
 EARLY is for cards that start a kernel before the one before it has ended (programmatic dependent launch, CUDA C++ Programming Guide 7.29):
 what does not change while a model runs is read then, `wait` ends once the kernel before is done and what it wrote is seen, and `begin`
-lets the next one start. `shrink` waits before `begin`, so what was there before it is there for `expand` before that waits.
+lets the next one start. `shrink` waits before `begin`, so what was there before it is there for `expand` before that waits; not so what
+`project` writes.
 """
 
 import triton
@@ -23,6 +27,13 @@ GROUP: tl.constexpr = tl.constexpr(COLUMNS_OF_ONE)
 def wait():
     """Until the kernel before is done."""
     tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def wait_if(late):
+    """The same, if that is so."""
+    if late != 0:
+        wait()
 
 
 @triton.jit
@@ -131,6 +142,56 @@ def shrink(
             tl.store(h + spot, total.to(h.dtype.element_ty), mask=hit)
 
 
+@triton.jit(do_not_specialize=["tokens", "groups", "blocks", "blocks_0", "blocks_1", "acts", "shifted", "biased"])
+def project(
+    x, W_0, W_1, W_2, bias_0, bias_1, bias_2, A, a, of, act, s, y, h, tokens, groups, width, x_token, end_0, end_1, end_2, blocks,
+    blocks_0, blocks_1, acts, shifted, biased, BT: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
+    RELU: tl.constexpr, GELU: tl.constexpr, SILU: tl.constexpr, TANH: tl.constexpr, GELU_TANH: tl.constexpr, LEAKY: tl.constexpr,
+    FLOAT: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """h as `shrink` has it in the first `blocks` programs, and each module's x W^T + bias in the others, [T, out] one after another in y;
+    module j's outputs end at end_j, and the first two have so many blocks of BC. All tokens are one tile; width is a multiple of BK.
+    """
+    block = tl.program_id(0)
+    columns = groups * GROUP
+    token = tl.arange(0, BT)
+    maps, shifts, out, across, place = A, a, h, columns, block
+    shifting = shifted != 0
+    if block >= blocks:
+        maps, shifts, out, across, place, shifting = W_0, bias_0, y, end_0, block - blocks, (biased & 1) != 0
+    if block >= blocks + blocks_0:
+        maps, shifts, out, across, place = W_1, bias_1, y + end_0 * tokens, end_1 - end_0, block - blocks - blocks_0
+        shifting = (biased & 2) != 0
+    if block >= blocks + blocks_0 + blocks_1:
+        maps, shifts, out, across, place = W_2, bias_2, y + end_1 * tokens, end_2 - end_1, block - blocks - blocks_0 - blocks_1
+        shifting = (biased & 4) != 0
+    column = place * BC + tl.arange(0, BC)
+    branch = (block < blocks).to(tl.int32)
+    slot = tl.load(s + token, mask=token < tokens, other=0).to(tl.int32)
+    owner = tl.load(of + column, mask=column < columns * branch, other=-1).to(tl.int32)
+    code = tl.load(act + column, mask=column < columns * branch, other=0).to(tl.int32)
+    shift = tl.load(shifts + column, mask=column < across * shifting.to(tl.int32), other=0.0).to(tl.float32)
+    whole = column < across * (1 - branch)  # a base's columns are every token's
+    used = wanted(owner, here(slot)) | whole
+    if EARLY:
+        wait()
+        begin()
+    if tl.max(used.to(tl.int32), 0) > 0:
+        total = tl.zeros([BT, BC], tl.float32)
+        source_row = x + token.to(tl.int64)[:, None] * x_token
+        map_row = maps + column.to(tl.int64)[:, None] * width
+        for k in tl.range(0, width, BK, num_stages=STAGES):
+            inner = k + tl.arange(0, BK)[None, :]
+            left = tl.load(source_row + inner, mask=(token < tokens)[:, None], other=0.0)
+            right = tl.load(map_row + inner, mask=used[:, None], other=0.0)
+            if FLOAT:
+                left, right = left.to(tl.float32), right.to(tl.float32)
+            total = tl.dot(left, tl.trans(right), total, input_precision="ieee")
+        total = activated(total + shift[None, :], code, acts * branch, RELU, GELU, SILU, TANH, GELU_TANH, LEAKY)
+        hit = ((slot[:, None] == owner[None, :]) | whole[None, :]) & (token < tokens)[:, None]
+        tl.store(out + token.to(tl.int64)[:, None] * across + column[None, :], total.to(h.dtype.element_ty), mask=hit)
+
+
 @triton.jit
 def owners(of, column, width):
     """The slot of each column, -1 for those beyond the end; columns change hands in groups, so that what is read at once has one owner."""
@@ -157,15 +218,15 @@ def added(total, hidden, right, column, owner, slot, FLOAT: tl.constexpr):
     return tl.dot(left, tl.trans(right), total, input_precision="ieee")
 
 
-@triton.jit(do_not_specialize=["tokens", "groups", "group", "blocks_0", "blocks_1", "scaled", "shifted"])
+@triton.jit(do_not_specialize=["tokens", "groups", "group", "blocks_0", "blocks_1", "scaled", "shifted", "late"])
 def expand(
     y_0, y_1, y_2, h, B, of, c, b, s, out, tokens, groups, group, end_0, end_1, end_2, blocks_0, blocks_1, y_token_0, y_token_1,
-    y_token_2, scaled, shifted, BT: tl.constexpr, BO: tl.constexpr, BC: tl.constexpr, STEPS: tl.constexpr, SKIPS: tl.constexpr,
+    y_token_2, scaled, shifted, late, BT: tl.constexpr, BO: tl.constexpr, BC: tl.constexpr, STEPS: tl.constexpr, SKIPS: tl.constexpr,
     BRANCH: tl.constexpr, FLOAT: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """c y + h B^T + b of every module, [T, out] one after another in `out`; module j's outputs end at end_j of N = end_2, and the first
     two have so many blocks of BO outputs. h has `groups` groups of columns, each module `group` of them, taken in steps of BC, at most
-    STEPS; SKIPS leaves out those that no token needs.
+    STEPS; SKIPS leaves out those that no token needs. `late` says that y is of the kernel before.
     """
     tile, block = tl.program_id(0), tl.program_id(1)
     columns, width = groups * GROUP, group * GROUP
@@ -177,27 +238,27 @@ def expand(
     if block >= blocks_0 + blocks_1:
         y, y_token, first, end, place = y_2, y_token_2, end_1, end_2, block - blocks_0 - blocks_1
     own = ((block >= blocks_0).to(tl.int32) + (block >= blocks_0 + blocks_1).to(tl.int32)) * width
-    inner = place * BO + tl.arange(0, BO)
-    row = first + inner
+    inner, row = place * BO + tl.arange(0, BO), first + place * BO + tl.arange(0, BO)
     inside = (token < tokens)[:, None] & (row < end)[None, :]
     table = slot.to(tl.int64)[:, None] * end_2 + row[None, :]
-    word = here(slot)
     # all that is there is asked for before anything is done with it; `scaled` and `shifted` are 0 where there is no c or b
-    base = tl.load(y + token.to(tl.int64)[:, None] * y_token + inner[None, :], mask=inside, other=0.0)
     scale = tl.load(c + table, mask=inside & (token < tokens * scaled)[:, None], other=1.0)
     shift = tl.load(b + table, mask=inside & (token < tokens * shifted)[:, None], other=0.0)
-    total = tl.zeros([BT, BO], tl.float32)
+    word, total = here(slot), tl.zeros([BT, BO], tl.float32)
+    hidden, maps = h + token.to(tl.int64)[:, None] * columns + own, B + row.to(tl.int64)[:, None] * width
+    bits, step = tl.full([], -1, tl.int64), tl.full([], 0, tl.int32)
+    if SKIPS:
+        bits, step = needed(of + own, width, word, STEPS * BC // GROUP, STEPS)
+    column = step * BC + tl.arange(0, BC)
     if BRANCH:
-        hidden = h + token.to(tl.int64)[:, None] * columns + own
-        maps = B + row.to(tl.int64)[:, None] * width
-        bits, step = tl.full([], -1, tl.int64), tl.full([], 0, tl.int32)
-        if SKIPS:
-            bits, step = needed(of + own, width, word, STEPS * BC // GROUP, STEPS)
-        column = step * BC + tl.arange(0, BC)
         owner = owners(of + own, column, width)
         right = tl.load(maps + column[None, :], mask=wanted(owner, word)[None, :] & (row < end)[:, None], other=0.0)
-        if EARLY:
-            wait()
+    if EARLY:
+        wait_if(late)
+    base = tl.load(y + token.to(tl.int64)[:, None] * y_token + inner[None, :], mask=inside, other=0.0)
+    if EARLY:
+        wait()
+    if BRANCH:
         total = added(total, hidden, right, column, owner, slot, FLOAT)
         for later in range(step + 1, tl.cdiv(width, BC)):
             if not SKIPS or ((bits >> (later & 63)) & 1) != 0:
