@@ -18,11 +18,13 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from graft.adapter import Adapter
 from graft.compare.machine import machine, versions
+from graft.kernels import slots
 from graft.serve import Engine
 from serving import models
 from serving.pairs import ADAPTERS, PAIRS, ROOM, SPREAD, TOLERANCE, Asked, Steps, ask, judge, made, texts, unlike
@@ -53,7 +55,7 @@ def served(
 ) -> tuple[list[Asked], list[Asked], dict[str, Any]]:
     """Every adapter asked by itself, so that all slots are taken and common pages cached; every pair; and what the engine ran on."""
     first, *own = texts(1 + len(pairs))
-    with Engine(model, slots=SLOTS, room=ROOM) as engine:
+    with patch.object(slots, "joined", wraps=slots.joined) as joined, Engine(model, slots=SLOTS, room=ROOM) as engine:
         for name, adapter in adapters.items():
             engine.load(name, adapter)
         steps = Steps(engine)
@@ -61,7 +63,8 @@ def served(
         asked = [ask(engine, steps, pair, ids) for pair, ids in zip(pairs, own, strict=True)]
         batching: Any = engine.batching
         bands = sum(band.stack is not None for band in engine.residents.bands)
-        return alone, asked, {"paged": batching.paged, "bands": bands, "graphs": ROOM.graphs, "overlap": ROOM.overlap}
+        ran = {"paged": batching.paged, "bands": bands, "joined": joined.call_count, "graphs": ROOM.graphs, "overlap": ROOM.overlap}
+        return alone, asked, ran
 
 
 def shown(one: dict[str, Any]) -> str:
@@ -91,7 +94,7 @@ def main(given: list[str] | None = None) -> int:
     sums |= {"pairs": len(lines), "alone_wrong": sum(one.wrong for one in alone), "alone_tokens": sum(one.tokens for one in alone)}
     same = sorted(set(ADAPTERS) - unlike(alone + asked))
     lacking = [*(f"{kind} answers as the base does" for kind in same), *(what for line in lines for what in line["missing"])]
-    lacking += ["kernels of slots and paged attention"] if models.ON_CARD and not (ran["paged"] and ran["bands"]) else []
+    lacking += ["kernels of slots and paged attention"] if models.ON_CARD and not (ran["paged"] and ran["bands"] and ran["joined"]) else []
     fine = not lacking and not sums["wrong"] and not sums["alone_wrong"]
     where = {"dtype": str(model.dtype), "tolerance": TOLERANCE, "machine": machine(), "versions": versions()}
     found = {

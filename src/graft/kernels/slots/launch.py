@@ -50,7 +50,7 @@ EXPAND: Tiles = {
 Measured on an H100 within layers of 4096 by 14336, with 8 to 128 adapters; 4224 outputs are one program for each of its processors.
 """
 PROJECT: Tiles = {
-    32: ((4096, (32, 256, 4, 4)), (16384, (64, 128, 4, 4)), (ANY, (64, 256, 4, 3))),
+    32: ((4096, (32, 256, 4, 4)), (ANY, (64, 128, 4, 5))),
     64: ((4096, (32, 256, 4, 4)), (16384, (64, 128, 4, 4)), (ANY, (128, 128, 4, 4))),
 }
 """Of `project`, by the same: columns and outputs of a program, inputs of a step, warps, stages."""

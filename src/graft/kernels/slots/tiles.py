@@ -209,10 +209,14 @@ def needed(of, width, word, GROUPS: tl.constexpr, STEPS: tl.constexpr):
 
 
 @triton.jit
-def added(total, hidden, right, column, owner, slot, FLOAT: tl.constexpr):
-    """total + h B^T over some columns: of a token those of its slot, which are there."""
-    hit = slot[:, None] == owner[None, :]
-    left = tl.load(hidden + column[None, :], mask=hit, other=0.0)
+def kept(hidden, column, owner, slot):
+    """h of some columns: of a token those of its slot, which are there."""
+    return tl.load(hidden + column[None, :], mask=slot[:, None] == owner[None, :], other=0.0)
+
+
+@triton.jit
+def added(total, left, right, FLOAT: tl.constexpr):
+    """total + h B^T over some columns."""
     if FLOAT:
         left, right = left.to(tl.float32), right.to(tl.float32)
     return tl.dot(left, tl.trans(right), total, input_precision="ieee")
@@ -250,22 +254,23 @@ def expand(
     if SKIPS:
         bits, step = needed(of + own, width, word, STEPS * BC // GROUP, STEPS)
     column = step * BC + tl.arange(0, BC)
-    if BRANCH:
-        owner = owners(of + own, column, width)
-        right = tl.load(maps + column[None, :], mask=wanted(owner, word)[None, :] & (row < end)[:, None], other=0.0)
+    owner = owners(of + own, column, width)
+    right = tl.load(maps + column[None, :], mask=wanted(owner, word)[None, :] & (row < end)[:, None], other=0.0)
     if EARLY:
         wait_if(late)
     base = tl.load(y + token.to(tl.int64)[:, None] * y_token + inner[None, :], mask=inside, other=0.0)
     if EARLY:
         wait()
+    left = kept(hidden, column, owner, slot)
+    base = base.to(tl.float32) * scale.to(tl.float32) + shift.to(tl.float32)
     if BRANCH:
-        total = added(total, hidden, right, column, owner, slot, FLOAT)
+        total = added(total, left, right, FLOAT)
         for later in range(step + 1, tl.cdiv(width, BC)):
             if not SKIPS or ((bits >> (later & 63)) & 1) != 0:
                 column = later * BC + tl.arange(0, BC)
                 owner = owners(of + own, column, width)
                 right = tl.load(maps + column[None, :], mask=wanted(owner, word)[None, :] & (row < end)[:, None], other=0.0)
-                total = added(total, hidden, right, column, owner, slot, FLOAT)
-    total += base.to(tl.float32) * scale.to(tl.float32) + shift.to(tl.float32)
+                total = added(total, kept(hidden, column, owner, slot), right, FLOAT)
+    total += base
     start = out + first * tokens
     tl.store(start + token.to(tl.int64)[:, None] * (end - first) + inner[None, :], total.to(out.dtype.element_ty), mask=inside)
