@@ -89,7 +89,7 @@ def joined(stack: Stack, s: Tensor, x: Tensor, maps: Sequence[Map]) -> list[Tens
     """As `run` for the y = x W^T + bias of the base's own maps, where it `joins`."""
     with on(x):
         ys, h = project(stack, s, x, maps)
-        return expand(stack, s, h, ys, late=True)
+        return expand(stack, s, h, ys)
 
 
 def project(stack: Stack, s: Tensor, x: Tensor, maps: Sequence[Map]) -> tuple[list[Tensor], Tensor]:
@@ -140,8 +140,8 @@ def shrink(stack: Stack, s: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return h
 
 
-def expand(stack: Stack, s: Tensor, h: Tensor, ys: Sequence[Tensor], late: bool = False) -> list[Tensor]:
-    """c y + h B^T + b of each module [T, out], contiguous; `late` where the kernel before makes the ys too."""
+def expand(stack: Stack, s: Tensor, h: Tensor, ys: Sequence[Tensor]) -> list[Tensor]:
+    """c y + h B^T + b of each module [T, out], contiguous."""
     tokens, count = len(s), len(ys)
     out = ys[0].new_empty(tokens * sum(stack.outs))
     height = rows_of(tokens)
@@ -155,9 +155,9 @@ def expand(stack: Stack, s: Tensor, h: Tensor, ys: Sequence[Tensor], late: bool 
     there = int(stack.c is not None), int(stack.b is not None)
     tiles.expand[(-(-tokens // height), sum(blocks))](
         *ys, *[ys[0]] * more, h, B, of, c, b, s, out, tokens, count * width // GROUP, width // GROUP, *ends_of(stack.outs), blocks[0],
-        blocks[1] if count > 1 else 0, *[y.stride(0) for y in ys], *[ys[0].stride(0)] * more, *there, int(late),
-        BT=height, BO=side, BC=step, STEPS=steps_of(width, step), SKIPS=width > step, BRANCH=stack.B is not None, FLOAT=INTERPRETED,
-        num_warps=warps, num_stages=stages, **soon(h, stack.B is not None),
+        blocks[1] if count > 1 else 0, *[y.stride(0) for y in ys], *[ys[0].stride(0)] * more, *there,
+        BT=height, BO=side, BC=step, STEPS=steps_of(width, step), SKIPS=width > step, BRANCH=stack.B is not None,
+        THERE=tokens > LONGEST, FLOAT=INTERPRETED, num_warps=warps, num_stages=stages, **soon(h, stack.B is not None),
     )  # fmt: skip
     return parts_of(out, tokens, stack.outs)
 

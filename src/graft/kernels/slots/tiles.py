@@ -30,13 +30,6 @@ def wait():
 
 
 @triton.jit
-def wait_if(late):
-    """The same, if that is so."""
-    if late != 0:
-        wait()
-
-
-@triton.jit
 def begin():
     """Let the kernel after this one start."""
     tl.extra.cuda.gdc_launch_dependents()
@@ -167,15 +160,17 @@ def project(
         shifting = (biased & 4) != 0
     column = place * BC + tl.arange(0, BC)
     branch = (block < blocks).to(tl.int32)
-    slot = tl.load(s + token, mask=token < tokens, other=0).to(tl.int32)
     owner = tl.load(of + column, mask=column < columns * branch, other=-1).to(tl.int32)
     code = tl.load(act + column, mask=column < columns * branch, other=0).to(tl.int32)
     shift = tl.load(shifts + column, mask=column < across * shifting.to(tl.int32), other=0.0).to(tl.float32)
     whole = column < across * (1 - branch)  # a base's columns are every token's
-    used = wanted(owner, here(slot)) | whole
     if EARLY:
         wait()
         begin()
+    slot = tl.load(s + token, mask=token < tokens, other=0).to(tl.int32)  # no product stands between here and who wrote it
+    used = whole
+    if branch != 0:
+        used = wanted(owner, here(slot))
     if tl.max(used.to(tl.int32), 0) > 0:
         total = tl.zeros([BT, BC], tl.float32)
         source_row = x + token.to(tl.int64)[:, None] * x_token
@@ -222,15 +217,15 @@ def added(total, left, right, FLOAT: tl.constexpr):
     return tl.dot(left, tl.trans(right), total, input_precision="ieee")
 
 
-@triton.jit(do_not_specialize=["tokens", "groups", "group", "blocks_0", "blocks_1", "scaled", "shifted", "late"])
+@triton.jit(do_not_specialize=["tokens", "groups", "group", "blocks_0", "blocks_1", "scaled", "shifted"])
 def expand(
     y_0, y_1, y_2, h, B, of, c, b, s, out, tokens, groups, group, end_0, end_1, end_2, blocks_0, blocks_1, y_token_0, y_token_1,
-    y_token_2, scaled, shifted, late, BT: tl.constexpr, BO: tl.constexpr, BC: tl.constexpr, STEPS: tl.constexpr, SKIPS: tl.constexpr,
-    BRANCH: tl.constexpr, FLOAT: tl.constexpr, EARLY: tl.constexpr,
+    y_token_2, scaled, shifted, BT: tl.constexpr, BO: tl.constexpr, BC: tl.constexpr, STEPS: tl.constexpr, SKIPS: tl.constexpr,
+    BRANCH: tl.constexpr, THERE: tl.constexpr, FLOAT: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """c y + h B^T + b of every module, [T, out] one after another in `out`; module j's outputs end at end_j of N = end_2, and the first
     two have so many blocks of BO outputs. h has `groups` groups of columns, each module `group` of them, taken in steps of BC, at most
-    STEPS; SKIPS leaves out those that no token needs. `late` says that y is of the kernel before.
+    STEPS; SKIPS leaves out those that no token needs. THERE says that y is not of the kernel before.
     """
     tile, block = tl.program_id(0), tl.program_id(1)
     columns, width = groups * GROUP, group * GROUP
@@ -244,8 +239,11 @@ def expand(
     own = ((block >= blocks_0).to(tl.int32) + (block >= blocks_0 + blocks_1).to(tl.int32)) * width
     inner, row = place * BO + tl.arange(0, BO), first + place * BO + tl.arange(0, BO)
     inside = (token < tokens)[:, None] & (row < end)[None, :]
+    values = y + token.to(tl.int64)[:, None] * y_token + inner[None, :]
     table = slot.to(tl.int64)[:, None] * end_2 + row[None, :]
     # all that is there is asked for before anything is done with it; `scaled` and `shifted` are 0 where there is no c or b
+    if THERE:
+        base = tl.load(values, mask=inside, other=0.0)
     scale = tl.load(c + table, mask=inside & (token < tokens * scaled)[:, None], other=1.0)
     shift = tl.load(b + table, mask=inside & (token < tokens * shifted)[:, None], other=0.0)
     word, total = here(slot), tl.zeros([BT, BO], tl.float32)
@@ -257,10 +255,9 @@ def expand(
     owner = owners(of + own, column, width)
     right = tl.load(maps + column[None, :], mask=wanted(owner, word)[None, :] & (row < end)[:, None], other=0.0)
     if EARLY:
-        wait_if(late)
-    base = tl.load(y + token.to(tl.int64)[:, None] * y_token + inner[None, :], mask=inside, other=0.0)
-    if EARLY:
         wait()
+    if not THERE:
+        base = tl.load(values, mask=inside, other=0.0)
     left = kept(hidden, column, owner, slot)
     base = base.to(tl.float32) * scale.to(tl.float32) + shift.to(tl.float32)
     if BRANCH:
