@@ -47,7 +47,7 @@ def peft_rate(model: Any, point: Point, seed: int) -> float:
     for number in range(point.resident):
         config = peft.LoraConfig(r=RANKS[number % len(RANKS)], target_modules="all-linear")
         if number:
-            model.add_adapter(f"a{number}", config)
+            model.add_adapter(f"a{number}", config, autocast_adapter_dtype=False)
         else:
             model = peft.get_peft_model(model, config, adapter_name="a0", autocast_adapter_dtype=False)
     model.eval()
