@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from graft.serve import Engine
@@ -32,7 +33,8 @@ def kernels(seconds: float) -> dict[str, Any]:
     """Of the device's time: how much of it something ran, and each kernel's share and number."""
     with profile(activities=[ProfilerActivity.CUDA]) as run:
         time.sleep(seconds)
-    spans = sorted((event.time_range.start, event.time_range.end, event.name) for event in run.events() or () if event.time_range.end)
+    ran = [event for event in run.events() or () if event.device_type == DeviceType.CUDA]  # the others are the host's calls
+    spans = sorted((event.time_range.start, event.time_range.end, event.name) for event in ran if event.time_range.end)
     if not spans:
         return {}
     busy = last = 0.0

@@ -94,10 +94,20 @@ def flat(results: Results) -> list[str]:
     return [said + (f": {'; '.join(grown)}." if grown else ".")]
 
 
+def span(values: Sequence[float]) -> str:
+    """A value, or from where to where several go."""
+    low, high = f"{min(values):.1f}", f"{max(values):.1f}"
+    return low if low == high else f"{low} to {high}"
+
+
 def cold(lines: Sequence[Line]) -> list[str]:
     """How long the first step takes where nothing is compiled yet, and what making and adapting the model takes before it."""
     found = [line for line in lines if line.get("cold") and "failed" not in line]
-    body = [[f"`{line['point']['row']}`", f"{line['setup_s']:.1f}", f"{line['cold_s']:.1f}", str(line["graphs"])] for line in found]
+    rows = {row: [line for line in found if line["point"]["row"] == row] for row in dict.fromkeys(line["point"]["row"] for line in found)}
+    body = [
+        [f"`{row}`", *(span([line[what] for line in own]) for what in ("setup_s", "cold_s")), str(own[0]["graphs"])]
+        for row, own in rows.items()
+    ]
     return rows_of(["row", "set up, s", "first step, s", "graphs"], body) if body else ["Not measured yet."]
 
 
