@@ -13,7 +13,8 @@ class Stack:
     [slots, N].
 
     Columns j W to (j + 1) W are module j's; `of` names a column's slot (-1: nobody's, and 0 in B), the same one in each GROUP from the
-    first on, `act` the number of its activation among those of `acts`. What is None adds nothing; c is in float32.
+    first on, `act` the number of its activation among those of `acts`. Slot 0, the base's, has no columns: tokens that pad a kernel's tile
+    are taken for its. What is None adds nothing; c is in float32.
 
     One module alone may have columns that read its y instead of x, by `behind` [C - first, N]: those from `first` on, a multiple of 64. A
     has at most `first` rows then, and columns without one are nobody's.
