@@ -1,5 +1,6 @@
 """What the tests share: a tokenizer and a model made here in a moment, so that no test needs the network."""
 
+import gc
 import logging
 import signal
 
@@ -27,6 +28,17 @@ CORPUS = [
 
 def pytest_addoption(parser):
     parser.addoption("--fused", choices=("stacked", "pitched"), help="run every adapted model fused, in this layout")
+
+
+def pytest_collection_finish():
+    """What is imported stays: no collection of garbage, of which each training begins with one, walks over it again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    """At the end all of it goes."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
