@@ -1,13 +1,19 @@
-"""Many adapters behind few slots and little host memory: what benchmarks/serve_thousand.py shows of a thousand, in small."""
+"""Many adapters behind few slots and little host memory: what benchmarks/serve_thousand.py shows of a thousand, in small; and answers
+that go on while adapters are loaded.
+"""
 
 import random
+import threading
 
 import pytest
 
 from graft import formats
+from graft.errors import ServeError
 from graft.model.ground import ground
+from graft.model.residents import Residents
+from graft.pack import Pack
 from graft.serve import Engine, Room, Sampling
-from test_serve import adapter, alone, base, prompt
+from test_serve import GREEDY, adapter, alone, base, loaded, prompt
 
 METHODS = ("lora", "ia3", "bias", "prompt", "prefix")
 COUNT, SLOTS, HOST = 60, 3, 60_000
@@ -57,3 +63,70 @@ def test_sixty_adapters_are_right_within_three_slots_and_bounded_memory(folders)
         assert sum(own.evictions["slot"] for own in counts.adapters.values()) > COUNT
         assert sum(own.evictions["host"] for own in counts.adapters.values()) > COUNT
         assert all(own.requests["finished"] == 2 for name, own in counts.adapters.items() if name is not None)
+
+
+def test_answers_go_on_while_forms_are_computed(monkeypatch):
+    begun, release, threads = threading.Event(), threading.Event(), []
+    prepare = Residents.prepare
+
+    def slow(residents, adapter):
+        threads.append(threading.current_thread())
+        begun.set()
+        assert release.wait(60)
+        return prepare(residents, adapter)
+
+    with loaded("lora", slots=1) as engine:
+        monkeypatch.setattr(Residents, "prepare", slow)
+        load = threading.Thread(target=engine.load, args=("ia3", adapter("ia3")))
+        load.start()
+        assert begun.wait(60)
+        for setting in ("lora", None):
+            assert engine.submit(prompt(7), setting, GREEDY).result(60).ids == alone(setting, prompt(7))
+        assert load.is_alive()
+        assert threads == [load]
+        release.set()
+        load.join(60)
+        assert engine.submit(prompt(7), "ia3", GREEDY).result(60).ids == alone("ia3", prompt(7))
+        assert threads == [load]
+
+
+def test_adapters_loaded_beside_each_other_are_each_right():
+    """Every thread's adapter touches modules that had no slot when it began."""
+    settings = ("lora", "dora", "ia3", "houlsby", "bias", "lora_embedding", "prefix", "prompt")
+    with loaded(slots=len(settings)) as engine:
+        going, base_only = threading.Event(), []
+
+        def ask():
+            while not going.is_set():
+                base_only.append(engine.submit(prompt(5), None, GREEDY).result(60).ids)
+
+        threads = [threading.Thread(target=engine.load, args=(name, adapter(name))) for name in settings]
+        asking = threading.Thread(target=ask)
+        for thread in (asking, *threads):
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        for name in settings:
+            assert engine.submit(prompt(9), name, GREEDY).result(60).ids == alone(name, prompt(9)), name
+        going.set()
+        asking.join(60)
+        assert base_only
+        assert all(ids == alone(None, prompt(5)) for ids in base_only)
+
+
+def test_what_fails_on_its_way_into_a_slot_leaves_nothing_there(monkeypatch):
+    with loaded("lora_bias", "ia3", slots=2) as engine:
+        take = Pack.take
+
+        def full(pack, slot, A, B):
+            raise MemoryError("no room")
+
+        monkeypatch.setattr(Pack, "take", full)
+        with pytest.raises(ServeError, match="no room"):
+            engine.submit(prompt(7), "lora_bias", GREEDY).result(60)
+        monkeypatch.setattr(Pack, "take", take)
+        assert not any(
+            pack.holders or (pack.b is not None and pack.b.any()) for slot in engine.wiring.slots.values() for pack in slot.packs.values()
+        )
+        for name in ("ia3", "lora_bias"):
+            assert engine.submit(prompt(7), name, GREEDY).result(60).ids == alone(name, prompt(7)), name

@@ -58,6 +58,7 @@ class Pack(nn.Module):
     def load(self, slot: int, form: Affine) -> None:
         """Put a form into a slot (below the number of slots), in place of what is there."""
         self.free(slot)
+        self.holders.add(slot)  # from here on there is something to free
         form = apart(form)
         for name, neutral in ROWS.items():
             value = getattr(form, name)
@@ -73,10 +74,9 @@ class Pack(nn.Module):
                 self.a[own] = form.a.to(self.A.dtype)
             self.act[own] = CODES.index(form.act)
         self.held[slot] = True
-        self.holders.add(slot)
         self.fields |= frozenset(form.tensors()) | {form.act}
 
-    def take(self, slot: int, A: Tensor, B: Tensor) -> Tensor:
+    def take(self, slot: int, A: Tensor, B: Tensor) -> slice | Tensor:
         """Columns for a branch A [r, in], B [out, r]: free ones, or new ones; whole groups are a slot's, the columns beyond r as 0."""
         count = grouped(len(A))
         if len(self.spare) < count:
@@ -84,9 +84,14 @@ class Pack(nn.Module):
             self.lengthen(old + max(grouped(old // 2), count), A.shape[1], B.shape[0])
             self.spare += range(old, len(self.of))
         self.columns[slot], self.spare = self.spare[:count], self.spare[count:]
-        index = torch.tensor(self.columns[slot], device=self.A.device)
-        self.of[index] = slot
-        return index[: len(A)]
+        self.of[self.numbers(self.columns[slot])] = slot
+        return self.numbers(self.columns[slot][: len(A)])
+
+    def numbers(self, columns: list[int]) -> slice | Tensor:
+        """Columns as an index: a slice where they lie side by side, which needs no copy to the device and no wait for it."""
+        if columns == list(range(columns[0], columns[0] + len(columns))):
+            return slice(columns[0], columns[0] + len(columns))
+        return torch.tensor(columns, device=self.A.device)
 
     def lengthen(self, columns: int, width: int, outputs: int) -> None:
         """Make room for so many columns; what is there stays."""
@@ -111,12 +116,14 @@ class Pack(nn.Module):
 
     def free(self, slot: int) -> None:
         """Empty a slot: its rows see the bare base, and its columns are there for others."""
+        if slot not in self.holders:
+            return  # it is empty
         for name, neutral in ROWS.items():
             if getattr(self, name) is not None:
                 getattr(self, name)[slot] = neutral
         own = self.columns.pop(slot, [])
         if own:
-            index = torch.tensor(own, device=self.A.device)
+            index = self.numbers(own)
             self.A[index], self.B[:, index], self.a[index], self.of[index], self.act[index] = 0, 0, 0, -1, 0
             self.spare = sorted(self.spare + own)
         self.held[slot] = False

@@ -78,7 +78,8 @@ class ModuleBase:
         own = self.module.weight
         key = (own.device, own.dtype)
         if self.norms is None or self.norms[0] != key:
-            self.norms = key, self.weight.to(master_dtype(self.module)).square().sum(1)
+            weight = self.weight
+            self.norms = key, weight.to(torch.promote_types(weight.dtype, torch.float32)).square().sum(1)
         return self.norms[1]
 
     def row_norms(self, A: Tensor, B: Tensor) -> Tensor:

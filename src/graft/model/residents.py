@@ -21,7 +21,7 @@ from graft.model import belonging, families
 from graft.model.bands import Band, bands_of
 from graft.model.base import ModuleBase, fingerprint, master_dtype
 from graft.model.chains import Chain, Returns, chains_of
-from graft.model.slots import Station, borrows, ordered
+from graft.model.slots import OWN, Station, X, Y, ordered, outputs_of
 from graft.model.twin import shared, twin_of
 from graft.model.wiring import Wiring
 from graft.pack import as_held
@@ -81,7 +81,8 @@ class Residents:
         belonging.check(adapter, self.model, self.marks.get(whole, ""), whole, what)
 
     def check(self, adapter: Adapter) -> None:
-        """Raise AdapterError unless the model has every place of the adapter, and its tensors fit."""
+        """Raise AdapterError unless the model has every place of the adapter, and its tensors fit; before it is prepared."""
+        self.master = master_dtype(self.model)
         self.bases = self.bases or {site: ModuleBase(self.model, site) for site in families.sites(self.model)}
         for method, sites in adapter.parts:
             for site, tensors in sites.items():
@@ -94,12 +95,11 @@ class Residents:
         belonging.say_inert([(method, self.based(places)) for method, places in adapter.parts], what)
 
     def prepare(self, adapter: Adapter) -> Prepared:
-        """Compute an adapter's forms, on the model's device; modules that it touches get their slots."""
-        self.master = master_dtype(self.model)
+        """Compute a checked adapter's forms, on the model's device.
+
+        Nothing is changed, and no walk over the model's modules taken: batches may run meanwhile, and other adapters be put into slots.
+        """
         chosen = self.stations(adapter)
-        for here in chosen.values():
-            for station, tensors in here:
-                self.wiring.slot_for(station.site, borrows=borrows(station.method, station.site, station.base, tensors))
         prepared = Prepared(self.plan(chosen), self.twins(chosen), self.virtual(adapter))
         self.check_finite(prepared)
         return prepared
@@ -127,7 +127,9 @@ class Residents:
             if isinstance(band, Chain) and {*band.paths} <= {*prepared.plan}:
                 band.release()  # it has forms at both, and what the packs share holds one
         for path in self.touched[number]:
-            self.wiring.slot(path).load(number, prepared.plan.get(path, []), prepared.twins.get(path), self.slots, self.like(path))
+            forms = prepared.plan.get(path, [])
+            slot = self.wiring.borrower(path, [source for source, _ in forms if source not in (OWN, Y, X)])
+            slot.load(number, forms, prepared.twins.get(path), self.slots, self.like(path))
         self.settle()
 
     @torch.no_grad()
@@ -189,7 +191,8 @@ class Residents:
 
     def plan(self, paths: Stations) -> dict[str, Forms]:
         """One adapter's joined forms by module."""
-        return {path: ordered([s for s, _ in here], dict(here).__getitem__, self.wiring.slot(path).outputs) for path, here in paths.items()}
+        module = self.model.get_submodule
+        return {path: ordered([s for s, _ in here], dict(here).__getitem__, outputs_of(module(path))) for path, here in paths.items()}
 
     def twins(self, paths: Stations) -> dict[str, nn.Module]:
         """One adapter's twins by module, tied modules that follow them included."""

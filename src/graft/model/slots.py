@@ -74,7 +74,7 @@ class Slot(nn.Module):
     def __init__(self, module: Any, routing: Routing) -> None:
         super().__init__()
         self.routing = routing
-        self.outputs = getattr(module, "out_features", getattr(module, "nf", 0))
+        self.outputs = outputs_of(module)
         self.stations: list[Station] = []
         self.cells: dict[str, Cell] = {}  # inputs of other modules that this one's forms read
         self.lends: Cell | None = None  # this module's input, for another slot
@@ -227,6 +227,11 @@ class Slot(nn.Module):
             twin._apply(fn)  # type: ignore[no-untyped-call]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
+
+
+def outputs_of(module: Any) -> int:
+    """How many a linear map has, 0 of any other module."""
+    return int(getattr(module, "out_features", getattr(module, "nf", 0)))
 
 
 def ordered(stations: list[Station], tensors: Callable[[Station], Tensors], outputs: int) -> list[tuple[str, Affine]]:

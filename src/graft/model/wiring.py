@@ -1,5 +1,6 @@
 """Wiring: the slots of a model's modules and its doorway, made where a site first needs them, attached and detached together."""
 
+from collections.abc import Iterable
 from types import MethodType
 from typing import Any
 
@@ -40,11 +41,16 @@ class Wiring:
 
     def slot_for(self, site: Site, *, borrows: bool) -> Slot:
         """The slot of a site, wired to the module whose input the site reads if its form borrows that."""
-        made = self.slot(site.path)
-        if borrows and site.reads and site.reads not in made.cells:
-            lender = self.slot(site.reads)
-            lender.lends = lender.lends or Cell()
-            made.cells[site.reads] = lender.lends
+        return self.borrower(site.path, [site.reads] if borrows and site.reads else [])
+
+    def borrower(self, path: str, lenders: Iterable[str]) -> Slot:
+        """The slot of a module, wired to those whose inputs it reads."""
+        made = self.slot(path)
+        for name in lenders:
+            if name not in made.cells:
+                lender = self.slot(name)
+                lender.lends = lender.lends or Cell()
+                made.cells[name] = lender.lends
         return made
 
     def door(self) -> Doorway:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from graft import formats
 from graft.adapter import Adapter
 from graft.errors import GraftError, ServeError, UnknownAdapter
@@ -31,12 +33,15 @@ class Library:
     def __init__(
         self, residents: Residents, voices: Voices, tallies: Tallies, host_bytes: int | None, run: Callable[[Callable[[], Any]], Any]
     ) -> None:
-        """`run` does a job while no batch runs; folders' forms take `host_bytes` of host memory at most."""
+        """`run` does a job while no batch runs; folders' forms take `host_bytes` of host memory at most.
+
+        What is short and walks over the model's modules is done so; forms are computed and copied while batches run.
+        """
         self.residents, self.voices, self.tallies, self.host_bytes, self.run = residents, voices, tallies, host_bytes, run
         self.ground = ground(residents.model)
         self.folders: dict[str, Path] = {}
         self.entries: dict[str, Entry] = {}
-        self.lock, self.tiers = threading.RLock(), threading.Lock()
+        self.lock, self.tiers, self.computing = threading.RLock(), threading.Lock(), threading.Lock()
         self.doors = [threading.Lock() for _ in range(DOORS)]
         self.uses = itertools.count(1)
 
@@ -106,7 +111,8 @@ class Library:
                 if name in self.folders:
                     self.loaded(name, None, force=False)
             elif entry.prepared is None and entry.slot is None:
-                self.bring(entry, self.run)
+                with self.computing:
+                    self.bring(entry)
 
     def entry_of(self, name: str) -> Entry:
         """The entry of a name that is ready. Raises UnknownAdapter where there is none. Under `lock`, until a request of it is enqueued."""
@@ -150,14 +156,15 @@ class Library:
         what = f"the adapter {name!r} ({methods})"
         check_servable(adapter, what, self.residents.model)
 
-        def prepare() -> Prepared:
+        def check() -> None:
             if not force:
                 self.residents.belongs(adapter, what)
             self.residents.check(adapter)
-            return self.prepared(adapter)
 
         try:
-            prepared: Prepared = self.run(prepare)
+            self.run(check)
+            with self.computing:
+                prepared = self.prepared(adapter)
         except GraftError as error:
             raise ServeError(f"the adapter {name!r} ({methods}) cannot be served: {error}") from error
         if prepared.virtual is None and all(is_idle(form) for forms in prepared.plan.values() for _, form in forms):
@@ -167,6 +174,8 @@ class Library:
         unshifted = virtual is not None and not virtual.shift
         return Entry(name, methods, digest_of(adapter), length_of(virtual), voice, prepared, bytes=size, unshifted=unshifted)
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def prepared(self, adapter: Adapter) -> Prepared:
         """An adapter's forms, as they wait in host memory."""
         return lean(self.residents.prepare(adapter), self.residents.model.dtype)
@@ -188,9 +197,9 @@ class Library:
     def in_host(self, entry: Entry) -> Prepared:
         """An adapter's forms in host memory, read again where they had to leave it."""
         prepared = entry.prepared  # once: another thread may make room at any time
-        return self.bring(entry, lambda job: job()) if prepared is None else prepared
+        return self.bring(entry) if prepared is None else prepared
 
-    def bring(self, entry: Entry, run: Callable[[Callable[[], Any]], Any]) -> Prepared:
+    def bring(self, entry: Entry) -> Prepared:
         """Read forms again that had to leave host memory. Raises ServeError where the folder holds something else now."""
         if entry.folder is None:
             raise ServeError(f"the adapter {entry.name!r} was unloaded")
@@ -199,8 +208,7 @@ class Library:
         if digest_of(adapter) != entry.digest:
             what = f"the adapter {entry.name!r} ({entry.methods})"
             raise ServeError(f"what lies in the folder of {what} is not what was loaded: load it again")
-        prepared: Prepared = run(lambda: self.prepared(adapter))
-        entry.prepared = prepared
+        entry.prepared = prepared = self.prepared(adapter)
         self.tallies.of(entry.name).took("load", time.monotonic() - began)
         self.make_room(entry)
         return prepared

@@ -11,6 +11,7 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,14 @@ from graft.adapter import Adapter
 from graft.errors import ServeError
 from graft.forms import Affine, Replacement, VirtualTokens, apart
 from graft.method import config, makes
+from graft.model.digest import of_tensor
 from graft.model.residents import Prepared, Residents
 from graft.pack import as_held
 from graft.serve.counts import Tallies
 from graft.serve.virtual import VirtualRows
 from graft.serve.voice import Voice
 
+THREADS = 4  # that take digests
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -63,13 +66,14 @@ class Served:
 
 
 def digest_of(adapter: Adapter) -> bytes:
-    """SHA-256 over methods, places and values."""
+    """SHA-256 over methods, places and the values' own digests, which threads take side by side."""
     found = hashlib.sha256()
     for method, _ in adapter.parts:
         found.update(json.dumps(config(method), sort_keys=True).encode())
-    for number, name, value in adapter.walk():
-        found.update(f"{number} {name} {value.dtype} {tuple(value.shape)}".encode())
-        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    walked = list(adapter.walk())
+    with ThreadPoolExecutor(THREADS) as pool:
+        for (number, name, _), own in zip(walked, pool.map(lambda one: of_tensor(one[1], one[2]), walked), strict=True):
+            found.update(f"{number} {name} {own}".encode())
     return found.digest()
 
 

@@ -43,7 +43,7 @@ def catch_up(processor: Any, model: Any, paging: Paging, busy: Callable[[], bool
     for kind in missing(processor):
         if busy():
             break
-        run(processor, model, paging, kind)
+        run(processor, model, paging, kind, busy)
         ran = True
     if ran:
         processor.inputs_and_outputs.reset()  # what ran last had no requests of anybody
@@ -73,11 +73,13 @@ def known(inputs: Any, kind: Kind) -> bool:
 
 
 @torch.no_grad()
-def run(processor: Any, model: Any, paging: Paging, kind: Kind) -> None:
-    """Run a batch of one kind with every set of static tensors, which records what is not recorded."""
+def run(processor: Any, model: Any, paging: Paging, kind: Kind, busy: Callable[[], bool] = lambda: False) -> None:
+    """Run a batch of one kind with every set of static tensors, or until somebody comes, which records what is not recorded."""
     inputs, cache, rows = processor.inputs_and_outputs, processor.cache, processor.logit_processor
     count, length = (kind.tokens, 1) if kind.single else (1, kind.tokens)
-    for _ in range(len(getattr(inputs, "io_pairs", [None]))):
+    for number in range(len(getattr(inputs, "io_pairs", [None]))):
+        if number and busy():
+            break
         states = create(count, STATUS.DECODING if kind.single else STATUS.PREFILLING, length, 0, cache)
         try:
             if len(states) == count:
