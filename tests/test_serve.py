@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import sys
 import time
 import weakref
 
@@ -12,6 +13,7 @@ import graft
 from graft.errors import ServeError
 from graft.model.slots import Slot
 from graft.serve import Engine, Room, Sampling, batching
+from graft.serve.turns import TURN
 from settings import SETTINGS
 from tiny import tiny
 
@@ -388,3 +390,17 @@ def test_a_model_that_the_engine_cannot_run_is_refused_at_the_start():
     with pytest.raises(ServeError, match="GPTNeoXForCausalLM does not run on transformers' continuous batching: "):
         Engine(model, room=SMALL).start()
     assert model(input_ids=torch.tensor([[3, 4]])).logits.isfinite().all()
+
+
+def test_threads_take_shorter_turns_while_engines_live():
+    before = sys.getswitchinterval()
+    first, second = loaded(), loaded()
+    with first:
+        assert sys.getswitchinterval() <= TURN
+        with second:
+            pass
+        assert sys.getswitchinterval() <= TURN
+        second.start()
+    assert sys.getswitchinterval() <= TURN
+    second.close()
+    assert sys.getswitchinterval() == before

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from graft.serve.sampling import Sampling
 from graft.serve.scoring import Scored
 from graft.serve.shelf import Entry, Served, Slots
 from graft.serve.ticket import Ticket
+from graft.serve.turns import shortened
 from graft.serve.virtual import VirtualRows
 from graft.serve.voice import Voice, Voices
 
@@ -84,6 +85,7 @@ class Engine:
         self.floor = Floor(self.gate, self.slots, Fair(queueing or Queueing()), min(self.room.requests, self.room.batch), self.room.batch)
         self.limits = limits_of(model, self.room.cached)
         self.numbers = itertools.count()
+        self.running = ExitStack()
         self.batching: Batching | None = None
 
     def start(self) -> "Engine":
@@ -92,6 +94,7 @@ class Engine:
             if self.model.device.type == "cuda":
                 torch.cuda.synchronize()  # slots filled until now were filled on another stream
             self.batching = Batching(self.model, self.floor, self.room)
+            self.running.enter_context(shortened())
             self.floor.open(self.batching)
             self.batching.start()
             try:
@@ -112,6 +115,7 @@ class Engine:
         self.batching.stop(now=now)
         self.floor.died("the engine was stopped")
         self.batching = None
+        self.running.close()
 
     def close(self) -> None:
         """Stop, and leave the model as it was before."""

@@ -4,6 +4,7 @@ The address is taken before the model is loaded, so that a taken port is said at
 `drain_seconds` at most; a second Ctrl-C does not wait.
 """
 
+import gc
 import os
 import signal
 import socket
@@ -68,9 +69,16 @@ def serve_job(job: ServeJob, console: Console) -> None:
         engine = Engine(loaded.model, loaded.tokenizer, slots=job.slots, room=room, host_bytes=job.host_memory, queueing=queueing)
         left_out = register(engine, root, settings.name)
         with engine:
+            leave_out()
             console.print(banner(engine, settings, root, left_out, listener.getsockname()[1]))
             run(uvicorn.Server(configured(engine, settings, root)), listener)
         console.print("Stopped.", highlight=False)
+
+
+def leave_out() -> None:
+    """Leave what is there now, and stays, out of collecting garbage: to look through it takes up to a second, in which no token comes."""
+    gc.collect()
+    gc.freeze()
 
 
 def settings_of(job: ServeJob) -> Settings:
