@@ -5,6 +5,7 @@ import json
 import pytest
 
 import serve as benchmark
+import serve_loads
 from serving.points import Point, planned
 from serving.traffic import quantiles
 
@@ -47,3 +48,14 @@ def test_every_engine_is_measured_once_and_failures_are_lines(tmp_path, monkeypa
     benchmark.main(given)
     assert output.read_text().count("\n") == len(lines)
     assert "3 requests" in capsys.readouterr().out
+
+
+def test_loads_are_timed_alone_and_beside_answers(tmp_path, monkeypatch):
+    monkeypatch.setattr(serve_loads, "AFTER", 0.02)
+    output = tmp_path / "loads.jsonl"
+    serve_loads.main(["--output", str(output), "--shape", "tiny", "--before", "2", "--requests", "2"])
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [line["busy"] for line in lines] == [False] * 2 + [True] * 8
+    assert len({line["method"] for line in lines if line["busy"]}) == 7
+    assert all(line["load_s"] > 0 and line["first_s"] > 0 for line in lines)
+    assert all(line["gaps_s"][0] > 0 for line in lines if line["busy"])

@@ -79,6 +79,29 @@ def test_a_band_follows_its_packs(launched):
             assert engine.submit(prompt(9), setting, GREEDY).result(60).ids == alone(setting, prompt(9)), setting
 
 
+@pytest.mark.parametrize("setting", ["lora", "dora", "houlsby", "bias", "prefix", "prompt"])
+def test_adapters_like_the_first_move_nothing(setting, launched):
+    """So that what is recorded of the first serves all: there is room for as many as there are slots."""
+    with loaded(slots=4, room=Room(cached=2048, batch=64, requests=16, page=4)) as engine:
+        states = []
+        for seed in range(3, 7):
+            engine.load(f"{setting}{seed}", adapter(setting, seed))
+            assert engine.submit(prompt(7), f"{setting}{seed}", GREEDY).result(60).ids == alone(setting, prompt(7), NEW, seed)
+            states.append(engine.slots.state())
+        for seed in range(4, 7):
+            engine.unload(f"{setting}{seed}")
+        states.append(engine.slots.state())
+        assert states == states[:1] * 5
+
+
+def test_there_is_no_room_to_spare_where_all_columns_are_computed():
+    with loaded("lora", slots=4) as engine:
+        engine.submit(prompt(7), "lora", GREEDY).result(60)
+        packs = [pack for slot in engine.wiring.slots.values() for pack in slot.packs.values()]
+        assert packs
+        assert not any(pack.spare for pack in packs)
+
+
 def chains(engine):
     return [band for band in engine.residents.bands if isinstance(band, Chain)]
 

@@ -10,14 +10,19 @@ from torch import Tensor
 from graft.forms import VirtualTokens
 from graft.pack import place_of
 
+AT_FIRST = 512  # rows; one takes what a token takes in the cache, or a row of embeddings
 LONGEST = 16  # virtual tokens of a slot, at first; doubled when they no longer suffice
 
 
 class Rows:
-    """A tensor whose rows (its dimension `dim`) are taken and given back; row 0 is nobody's."""
+    """A tensor whose rows (its dimension `dim`) are taken and given back by so many slots; row 0 is nobody's.
 
-    def __init__(self, dim: int) -> None:
-        self.dim = dim
+    At first there are as many as all slots would take if each had as many as the first, up to AT_FIRST: what grows makes recorded graphs
+    stale.
+    """
+
+    def __init__(self, dim: int, slots: int) -> None:
+        self.dim, self.slots = dim, slots
         self.value: Tensor | None = None
         self.spare: list[int] = []
 
@@ -27,7 +32,7 @@ class Rows:
         if len(self.spare) < n:
             old = 1 if self.value is None else self.value.shape[dim]
             shape = list(given.shape)
-            shape[dim] = old + max(old, n)
+            shape[dim] = old + max(old, n, min(self.slots * n, AT_FIRST) if self.value is None else 0)
             wider = given.new_zeros(shape)
             if self.value is not None:
                 wider.narrow(dim, 0, old).copy_(self.value)
@@ -53,7 +58,7 @@ class VirtualRows:
 
     def __init__(self, slots: int, device: torch.device, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self.kv, self.embeddings = Rows(2), Rows(0)
+        self.kv, self.embeddings = Rows(2, slots - 1), Rows(0, slots - 1)
         self.where = torch.zeros(slots, LONGEST, dtype=torch.long, device=device)
         self.caches = torch.zeros(slots, dtype=torch.bool, device=device)
         self.embeds = torch.zeros(slots, dtype=torch.bool, device=device)
