@@ -111,8 +111,7 @@ class Library:
                 if name in self.folders:
                     self.loaded(name, None, force=False)
             elif entry.prepared is None and entry.slot is None:
-                with self.computing:
-                    self.bring(entry)
+                self.bring(entry)
 
     def entry_of(self, name: str) -> Entry:
         """The entry of a name that is ready. Raises UnknownAdapter where there is none. Under `lock`, until a request of it is enqueued."""
@@ -163,8 +162,7 @@ class Library:
 
         try:
             self.run(check)
-            with self.computing:
-                prepared = self.prepared(adapter)
+            prepared = self.prepared(adapter)
         except GraftError as error:
             raise ServeError(f"the adapter {name!r} ({methods}) cannot be served: {error}") from error
         if prepared.virtual is None and all(is_idle(form) for forms in prepared.plan.values() for _, form in forms):
@@ -177,8 +175,12 @@ class Library:
     @torch.inference_mode(False)
     @torch.no_grad()
     def prepared(self, adapter: Adapter) -> Prepared:
-        """An adapter's forms, as they wait in host memory."""
-        return lean(self.residents.prepare(adapter), self.residents.model.dtype)
+        """An adapter's forms, as they wait in host memory.
+
+        One at a time, on whatever stream: what places have computed once (norms) is there when the next asks for it.
+        """
+        with self.computing:
+            return lean(self.residents.prepare(adapter), self.residents.model.dtype)
 
     def make_room(self, but: Entry) -> None:
         """Keep what can be read again within the host's bytes; the one used longest ago goes first."""
