@@ -7,13 +7,13 @@ import threading
 
 import pytest
 
-from graft import formats
+from graft import formats, pack
 from graft.errors import ServeError
 from graft.model.ground import ground
 from graft.model.residents import Residents
 from graft.pack import Pack
 from graft.serve import Engine, Room, Sampling
-from test_serve import GREEDY, adapter, alone, base, loaded, prompt
+from test_serve import GREEDY, adapter, alone, base, loaded, prompt, together
 
 METHODS = ("lora", "ia3", "bias", "prompt", "prefix")
 COUNT, SLOTS, HOST = 60, 3, 60_000
@@ -130,3 +130,34 @@ def test_what_fails_on_its_way_into_a_slot_leaves_nothing_there(monkeypatch):
         )
         for name in ("ia3", "lora_bias"):
             assert engine.submit(prompt(7), name, GREEDY).result(60).ids == alone(name, prompt(7)), name
+
+
+def test_on_a_cpu_only_the_columns_of_who_is_asked_are_read(monkeypatch):
+    """Also once a slot has another adapter; of two in one batch, those of both."""
+    read, project = set(), pack.project
+
+    def seen(source, A):
+        read.add(len(A))
+        return project(source, A)
+
+    monkeypatch.setattr(pack, "project", seen)
+    settings = ("lora", "dora", "lora_bias", "ia3")
+    with loaded(*settings, slots=4) as engine:
+        for names, columns in (
+            ((*settings,), {24}),
+            (("lora",), {8}),
+            (("dora", "ia3"), {8}),
+            (("dora", "lora_bias"), {16}),
+            (("ia3",), set()),
+        ):
+            for name in names:
+                engine.submit(prompt(5), name, GREEDY).result(60)
+            read.clear()
+            rows = [(name, prompt(9)) for name in names]
+            for (name, ids), handle in zip(rows, together(engine, rows), strict=True):
+                assert handle.result(60).ids == alone(name, ids), name
+            assert read == columns, names
+        engine.unload("lora")
+        engine.load("houlsby", adapter("houlsby"))
+        assert engine.submit(prompt(9), "houlsby", GREEDY).result(60).ids == alone("houlsby", prompt(9))
+        assert engine.submit(prompt(9), "dora", GREEDY).result(60).ids == alone("dora", prompt(9))

@@ -49,6 +49,7 @@ class Pack(nn.Module):
         self.spare: list[int] = []  # free columns
         self.columns: dict[int, list[int]] = {}  # by slot
         self.holders: set[int] = set()  # the slots that are held, as the host knows them
+        self.found: tuple[frozenset[int], slice | Tensor] | None = None  # the columns of the slots that were in the last batch
         self.fields: frozenset[str] = frozenset()  # what any slot has ever had: what has no use is not computed
         for name in ROWS:
             self.register_buffer(name, None, persistent=False)
@@ -87,7 +88,7 @@ class Pack(nn.Module):
             like_it = min((len(self.held) - 1) * count, self.kept)
             self.lengthen(old + max(grouped(old // 2), count, like_it), A.shape[1], B.shape[0])
             self.spare += range(old, len(self.of))
-        self.columns[slot], self.spare = self.spare[:count], self.spare[count:]
+        self.columns[slot], self.spare, self.found = self.spare[:count], self.spare[count:], None
         self.of[self.numbers(self.columns[slot])] = slot
         return self.numbers(self.columns[slot][: len(A)])
 
@@ -130,7 +131,7 @@ class Pack(nn.Module):
         for name, neutral in ROWS.items():
             if getattr(self, name) is not None:
                 getattr(self, name)[slot] = neutral
-        own = self.columns.pop(slot, [])
+        own, self.found = self.columns.pop(slot, []), None
         if own:
             index = self.numbers(own)
             self.A[index], self.B[:, index], self.a[index], self.of[index], self.act[index] = 0, 0, 0, -1, 0
@@ -149,7 +150,7 @@ class Pack(nn.Module):
             self.A[:n], self.B[:, :n], self.a[:n], self.of[:n], self.act[:n] = A[index], B[:, index], a[index], of[index], act[index]
             place = {column: number for number, column in enumerate(used)}
             self.columns = {slot: [place[column] for column in own] for slot, own in self.columns.items()}
-            self.spare = list(range(n, len(self.of)))
+            self.spare, self.found = list(range(n, len(self.of))), None
         return bool(self.holders)
 
     def state(self) -> tuple[object, ...]:
@@ -164,21 +165,33 @@ class Pack(nn.Module):
         """x' = i[s] * x, or x itself where no adapter scales inputs."""
         return x if self.i is None else scaled(x, self.i[s])
 
-    def forward(self, s: Tensor, source: Tensor, y: Tensor) -> Tensor:
+    def forward(self, s: Tensor, source: Tensor, y: Tensor, present: frozenset[int] | None = None) -> Tensor:
         """s broadcasts to y's leading dimensions; source is x' [..., in], ids [...], or y; y [..., out] -> y' [..., out].
 
-        Where the forms add to x, x stands for y and the output of the base for source.
+        Where the forms add to x, x stands for y and the output of the base for source. Where the slots that occur are known (`present`)
+        columns of no other are read.
         """
         if is_fast(source, y) and all(value.is_contiguous() for value in (self.B, self.c, self.b) if value is not None):
             stack = self.stack(y.shape[-1])
             return y if stack is None else slots.run(stack, flat(s, y), rows(source), [rows(y)])[0].view(y.shape)
         out = y if self.c is None else scaled(y, self.c[s])
-        if self.has("A"):
-            h = project(source, self.A)
-            h = self.activated(h + self.a if self.has("a") else h)
-            h = torch.where(self.of == s[..., None], h, 0)  # no product with 0: what overflows in one adapter is nothing to another
-            out = out + F.linear(h, self.B)
+        own = self.part(present)
+        of = self.of[own]
+        if self.has("A") and len(of):
+            h = project(source, self.A[own])
+            h = self.activated(h + self.a[own] if self.has("a") else h, self.act[own])
+            h = torch.where(of == s[..., None], h, 0)  # no product with 0: what overflows in one adapter is nothing to another
+            out = out + F.linear(h, self.B[:, own])
         return out if self.b is None else shifted(out, self.b[s])
+
+    def part(self, present: frozenset[int] | None) -> slice | Tensor:
+        """The columns of some slots, or (None) all."""
+        if present is None:
+            return slice(None)
+        if self.found is None or self.found[0] != present:
+            own = sorted(column for slot in present for column in self.columns.get(slot, ()))
+            self.found = present, self.numbers(own) if own else slice(0)
+        return self.found[1]
 
     def stack(self, outputs: int) -> slots.Stack | None:
         """The pack as the kernels take it; None where all that it does is done before (i)."""
@@ -191,10 +204,10 @@ class Pack(nn.Module):
         """The numbers and names of the activations that any slot has had."""
         return tuple((code, name) for code, name in enumerate(CODES) if name != "identity" and self.has(name))
 
-    def activated(self, h: Tensor) -> Tensor:
-        """Each column of h [..., columns] through its own activation."""
+    def activated(self, h: Tensor, act: Tensor) -> Tensor:
+        """Each column of h [..., columns] through its own activation, the one of its number in act [columns]."""
         for code, name in self.acts():
-            h = torch.where(self.act == code, ACTIVATIONS[name](h), h)
+            h = torch.where(act == code, ACTIVATIONS[name](h), h)
         return h
 
 

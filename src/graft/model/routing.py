@@ -9,13 +9,15 @@ class Routing:
     """Which adapter each row of the batch wants: `slots` [rows] (or [rows, T]), or None for the live one on all rows.
 
     `virtual` are the rows' keys and values [layers, 2, rows, heads, n, head dim], which of them each row sees [rows, n], and whether
-    they shift its text [rows, 1]. `kept` are the slots of the positions whose logits are asked for, where these are not all.
-    `stale` says that the live adapter may have been trained since its slot was filled.
+    they shift its text [rows, 1]. `kept` are the slots of the positions whose logits are asked for, where these are not all. `present`
+    are those that occur, where the host knows that before each forward and records none: on a CPU in an engine. `stale` says that the
+    live adapter may have been trained since its slot was filled.
     """
 
     def __init__(self) -> None:
         self.slots: Tensor | None = None
         self.kept: Tensor | None = None
+        self.present: frozenset[int] | None = None
         self.virtual: tuple[Tensor | None, Tensor | None, Tensor | int] = (None, None, 1)
         self.stale = True
 

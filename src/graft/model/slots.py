@@ -180,10 +180,10 @@ class Slot(nn.Module):
             if (banded and source == OWN) or (chained and source == Y):
                 continue
             if source == X:
-                again = self.routed_base(inner, *with_input(pack(s, y, x), args, kwargs), slots)[0]
+                again = self.routed_base(inner, *with_input(pack(s, y, x, self.routing.present), args, kwargs), slots)[0]
                 y = torch.where(pack.held[s][..., None], again, y)
             else:
-                y = pack(s, self.read(source, x, y), y)
+                y = pack(s, self.read(source, x, y), y, self.routing.present)
         return with_output(y, out)
 
     def routed_base(self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], slots: Tensor) -> tuple[Tensor, Any]:
