@@ -168,7 +168,7 @@ class Pack(nn.Module):
     def forward(self, s: Tensor, source: Tensor, y: Tensor, present: frozenset[int] | None = None) -> Tensor:
         """s broadcasts to y's leading dimensions; source is x' [..., in], ids [...], or y; y [..., out] -> y' [..., out].
 
-        Where the forms add to x, x stands for y and the output of the base for source. Where the slots that occur are known (`present`)
+        Where the forms add to x, x stands for y and the output of the base for source. Where the slots that occur are known (`present`),
         columns of no other are read.
         """
         if is_fast(source, y) and all(value.is_contiguous() for value in (self.B, self.c, self.b) if value is not None):

@@ -175,15 +175,16 @@ class Slot(nn.Module):
         banded = self.band is not None and self.band.takes(x)
         y, out = self.band.output(self, x, s) if banded else self.routed_base(inner, args, kwargs, slots)
         chained = self.chain is not None and self.chain.did(y)
+        present = self.routing.present()
         for key, pack in packs.items():
             source = unkeyed(key)
             if (banded and source == OWN) or (chained and source == Y):
                 continue
             if source == X:
-                again = self.routed_base(inner, *with_input(pack(s, y, x, self.routing.present), args, kwargs), slots)[0]
+                again = self.routed_base(inner, *with_input(pack(s, y, x, present), args, kwargs), slots)[0]
                 y = torch.where(pack.held[s][..., None], again, y)
             else:
-                y = pack(s, self.read(source, x, y), y, self.routing.present)
+                y = pack(s, self.read(source, x, y), y, present)
         return with_output(y, out)
 
     def routed_base(self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], slots: Tensor) -> tuple[Tensor, Any]:

@@ -201,7 +201,6 @@ class Floor:
         entries = [
             (one, ticket.entry) for one, ticket in zip(batch, tickets, strict=True) if ticket is not None and ticket.entry is not None
         ]
-        self.gate.asked = frozenset(numbers)
         self.gate.needs = Needs(
             adapters=any(numbers),
             virtual=any(one.position - one.length < entry.virtual for one, entry in entries),

@@ -36,7 +36,6 @@ class Gate:
         self.model, self.wiring, self.routing, self.rows = model, wiring, wiring.routing, rows
         self.vocabulary = int(model.get_input_embeddings().weight.shape[0])
         self.needs = Needs()
-        self.asked: frozenset[int] | None = None  # the next batch's slots
         self.present: Present | None = None
         self.handles = [
             model.register_forward_pre_hook(self.enter, with_kwargs=True),
@@ -57,7 +56,6 @@ class Gate:
             return None
         slots = rows[:1].long()
         self.routing.slots = slots
-        self.routing.present = self.asked if slots.device.type == "cpu" else None  # elsewhere a recorded graph serves any slots
         self.routing.kept = slots[:, call["logits_to_keep"].long()] if call.get("logits_to_keep") is not None else slots
         changed = {}
         if self.needs.virtual:
@@ -80,7 +78,7 @@ class Gate:
 
     def leave(self, model: Any, args: tuple[Any, ...], out: Any) -> None:
         """After a forward: what is left here is no other's."""
-        self.routing.slots = self.routing.kept = self.routing.present = self.present = None
+        self.routing.slots = self.routing.kept = self.present = None
 
     def embedded(self, module: Any, args: tuple[Any, ...], out: Tensor) -> Tensor:
         """What leaves the embeddings."""
