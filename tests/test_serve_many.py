@@ -118,7 +118,7 @@ def test_what_fails_on_its_way_into_a_slot_leaves_nothing_there(monkeypatch):
     with loaded("lora_bias", "ia3", slots=2) as engine:
         take = Pack.take
 
-        def full(pack, slot, A, B):
+        def full(pack, *given):
             raise MemoryError("no room")
 
         monkeypatch.setattr(Pack, "take", full)

@@ -81,11 +81,12 @@ def test_a_band_follows_its_packs(launched):
 
 @pytest.mark.parametrize("setting", ["lora", "dora", "houlsby", "bias", "prefix", "prompt"])
 def test_adapters_like_the_first_move_nothing(setting, launched):
-    """So that what is recorded of the first serves all: there is room for as many as there are slots."""
+    """So that what is recorded of the first serves all that are known: there is room for as many as there are slots."""
     with loaded(slots=4, room=Room(cached=2048, batch=64, requests=16, page=4)) as engine:
         states = []
         for seed in range(3, 7):
             engine.load(f"{setting}{seed}", adapter(setting, seed))
+        for seed in range(3, 7):
             assert engine.submit(prompt(7), f"{setting}{seed}", GREEDY).result(60).ids == alone(setting, prompt(7), NEW, seed)
             states.append(engine.slots.state())
         for seed in range(4, 7):
@@ -94,8 +95,11 @@ def test_adapters_like_the_first_move_nothing(setting, launched):
         assert states == states[:1] * 5
 
 
-def test_there_is_no_room_to_spare_where_all_columns_are_computed():
-    with loaded("lora", slots=4) as engine:
+@pytest.mark.parametrize("kernels", [True, False])
+def test_there_is_no_room_to_spare_where_nobody_else_is_known_or_all_columns_are_computed(kernels, request):
+    if kernels:
+        request.getfixturevalue("launched")
+    with loaded("lora", *(() if kernels else ("ia3", "dora")), slots=4) as engine:
         engine.submit(prompt(7), "lora", GREEDY).result(60)
         packs = [pack for slot in engine.wiring.slots.values() for pack in slot.packs.values()]
         assert packs

@@ -29,8 +29,8 @@ class Pack(nn.Module):
 
     Rows and columns are there once an adapter needs them, and half as many columns more when they no longer suffice: loading costs what
     the new adapter needs, however many are there already. Where kernels leave out columns that nobody needs there are at least as many
-    more as all slots would take if each had such an adapter, up to SPARE: what grows makes recorded graphs stale. `held` says which slots
-    have a form here.
+    more as all adapters that are expected would take if each were like it, up to SPARE: what grows makes recorded graphs stale. `held`
+    says which slots have a form here.
     """
 
     c: Tensor | None
@@ -59,8 +59,8 @@ class Pack(nn.Module):
         for name in ("of", "act"):
             self.register_buffer(name, torch.zeros(0, dtype=torch.long, device=like.device), persistent=False)
 
-    def load(self, slot: int, form: Affine) -> None:
-        """Put a form into a slot (below the number of slots), in place of what is there."""
+    def load(self, slot: int, form: Affine, expected: int = 1) -> None:
+        """Put a form into a slot (below the number of slots), in place of what is there; so many adapters are expected in all."""
         self.free(slot)
         self.holders.add(slot)  # from here on there is something to free
         form = apart(form)
@@ -72,7 +72,7 @@ class Pack(nn.Module):
                     setattr(self, name, self.A.new_full((len(self.held), len(value)), neutral, dtype=value.dtype))
                 getattr(self, name)[slot] = value
         if form.A is not None and form.B is not None:
-            own = self.take(slot, form.A, form.B)
+            own = self.take(slot, form.A, form.B, expected)
             self.A[own], self.B[:, own] = form.A.to(self.A.dtype), form.B.to(self.A.dtype)
             if form.a is not None:
                 self.a[own] = form.a.to(self.A.dtype)
@@ -80,12 +80,12 @@ class Pack(nn.Module):
         self.held[slot] = True
         self.fields |= frozenset(form.tensors()) | {form.act}
 
-    def take(self, slot: int, A: Tensor, B: Tensor) -> slice | Tensor:
+    def take(self, slot: int, A: Tensor, B: Tensor, expected: int) -> slice | Tensor:
         """Columns for a branch A [r, in], B [out, r]: free ones, or new ones; whole groups are a slot's, the columns beyond r as 0."""
         count = grouped(len(A))
         if len(self.spare) < count:
             old = len(self.of)
-            like_it = min((len(self.held) - 1) * count, self.kept)
+            like_it = min(expected * count, self.kept)
             self.lengthen(old + max(grouped(old // 2), count, like_it), A.shape[1], B.shape[0])
             self.spare += range(old, len(self.of))
         self.columns[slot], self.spare, self.found = self.spare[:count], self.spare[count:], None

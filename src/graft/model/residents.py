@@ -60,6 +60,7 @@ class Residents:
 
     def __init__(self, wiring: Wiring, slots: int = SLOTS) -> None:
         self.wiring, self.model, self.slots = wiring, wiring.model, slots
+        self.expected = 1  # adapters that may come: there is room for as many like the first
         self.touched: dict[int, list[str]] = {}  # the modules that a slot has forms at
         self.bases: dict[Site, ModuleBase] = {}  # each place's, with what it has computed once
         self.master = master_dtype(self.model)
@@ -129,7 +130,7 @@ class Residents:
         for path in self.touched[number]:
             forms = prepared.plan.get(path, [])
             slot = self.wiring.borrower(path, [source for source, _ in forms if source not in (OWN, Y, X)])
-            slot.load(number, forms, prepared.twins.get(path), self.slots, self.like(path))
+            slot.load(number, forms, prepared.twins.get(path), self.slots, self.like(path), min(self.expected, self.slots - 1))
         self.settle()
 
     @torch.no_grad()

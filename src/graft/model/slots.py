@@ -195,7 +195,9 @@ class Slot(nn.Module):
             y = torch.where(slots_of(slots == slot, y.shape[:-1])[..., None], first(twin(*args, **kwargs)), y)
         return y, out
 
-    def load(self, number: int, forms: list[tuple[str, Affine]], twin: nn.Module | None, slots: int, like: Tensor) -> None:
+    def load(
+        self, number: int, forms: list[tuple[str, Affine]], twin: nn.Module | None, slots: int, like: Tensor, expected: int = 1
+    ) -> None:
         """Put one adapter's joined forms (and twin) into slot `number`; packs made for it have room for `slots`, in `like`'s dtype."""
         if twin is not None:
             self.routed_twins[number] = twin
@@ -204,7 +206,7 @@ class Slot(nn.Module):
                 packs = {**self.packs, keyed(source): Pack(slots, like)}
                 self.packs = nn.ModuleDict({key: packs[key] for key in sorted(packs)})  # in running order
             pack: Any = self.packs[keyed(source)]
-            pack.load(number, form)
+            pack.load(number, form, expected)
 
     def unload(self, number: int) -> None:
         """Empty slot `number`."""

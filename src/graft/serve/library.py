@@ -54,6 +54,7 @@ class Library:
             if self.knows(name):
                 raise ServeError(f"the adapter name {name!r} is taken: unload it first, or choose another")
             self.folders[name] = Path(folder)
+            self.residents.expected = len({*self.folders, *self.entries})
 
     def load(self, name: str, source: Adapter | str | Path | None = None, *, force: bool = False) -> tuple[Entry, Entry | None]:
         """Read an adapter into host memory: its entry, and the one that had the name before. Raises ServeError, changing nothing.
@@ -77,6 +78,7 @@ class Library:
             if not isinstance(given, Adapter):
                 entry.folder = self.folders[name] = Path(given)
             before, self.entries[name] = self.entries.get(name), entry
+            self.residents.expected = len({*self.folders, *self.entries})
         self.tallies.of(name).took("load", time.monotonic() - began)
         self.make_room(entry)
         return entry, before
