@@ -9,6 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,15 @@ class Library:
     ) -> None:
         """`run` does a job while no batch runs; folders' forms take `host_bytes` of host memory at most.
 
-        What is short and walks over the model's modules is done so; forms are computed and copied while batches run.
+        What is short and walks over the model's modules is done so; forms are computed and copied while batches run, by a thread that waits
+        for no other.
         """
         self.residents, self.voices, self.tallies, self.host_bytes, self.run = residents, voices, tallies, host_bytes, run
         self.ground = ground(residents.model)
         self.folders: dict[str, Path] = {}
         self.entries: dict[str, Entry] = {}
-        self.lock, self.tiers, self.computing = threading.RLock(), threading.Lock(), threading.Lock()
+        self.lock, self.tiers = threading.RLock(), threading.Lock()
+        self.worker = ThreadPoolExecutor(1, "graft-forms")
         self.doors = [threading.Lock() for _ in range(DOORS)]
         self.uses = itertools.count(1)
 
@@ -174,15 +177,15 @@ class Library:
         unshifted = virtual is not None and not virtual.shift
         return Entry(name, methods, digest_of(adapter), length_of(virtual), voice, prepared, bytes=size, unshifted=unshifted)
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
     def prepared(self, adapter: Adapter) -> Prepared:
-        """An adapter's forms, as they wait in host memory.
+        """An adapter's forms, as they wait in host memory; by one thread for all, whose memory the next load uses again."""
 
-        One at a time, on whatever stream: what places have computed once (norms) is there when the next asks for it.
-        """
-        with self.computing:
+        @torch.inference_mode(False)
+        @torch.no_grad()
+        def compute() -> Prepared:
             return lean(self.residents.prepare(adapter), self.residents.model.dtype)
+
+        return self.worker.submit(compute).result()
 
     def make_room(self, but: Entry) -> None:
         """Keep what can be read again within the host's bytes; the one used longest ago goes first."""

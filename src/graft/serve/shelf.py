@@ -29,7 +29,7 @@ from graft.serve.counts import Tallies
 from graft.serve.virtual import VirtualRows
 from graft.serve.voice import Voice
 
-THREADS = 4  # that take digests
+HASHING = ThreadPoolExecutor(4, "graft-digest")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -70,10 +70,9 @@ def digest_of(adapter: Adapter) -> bytes:
     found = hashlib.sha256()
     for method, _ in adapter.parts:
         found.update(json.dumps(config(method), sort_keys=True).encode())
-    walked = list(adapter.walk())
-    with ThreadPoolExecutor(THREADS) as pool:
-        for (number, name, _), own in zip(walked, pool.map(lambda one: of_tensor(one[1], one[2]), walked), strict=True):
-            found.update(f"{number} {name} {own}".encode())
+    walked = adapter.walk()
+    for (number, name, _), own in zip(walked, HASHING.map(lambda one: of_tensor(one[1], one[2]), walked), strict=True):
+        found.update(f"{number} {name} {own}".encode())
     return found.digest()
 
 
