@@ -57,7 +57,7 @@ class Library:
             if self.knows(name):
                 raise ServeError(f"the adapter name {name!r} is taken: unload it first, or choose another")
             self.folders[name] = Path(folder)
-            self.residents.expected = len({*self.folders, *self.entries})
+            self.residents.expected = len(self.names())
 
     def load(self, name: str, source: Adapter | str | Path | None = None, *, force: bool = False) -> tuple[Entry, Entry | None]:
         """Read an adapter into host memory: its entry, and the one that had the name before. Raises ServeError, changing nothing.
@@ -81,7 +81,7 @@ class Library:
             if not isinstance(given, Adapter):
                 entry.folder = self.folders[name] = Path(given)
             before, self.entries[name] = self.entries.get(name), entry
-            self.residents.expected = len({*self.folders, *self.entries})
+            self.residents.expected = len(self.names())
         self.tallies.of(name).took("load", time.monotonic() - began)
         self.make_room(entry)
         return entry, before
@@ -133,7 +133,7 @@ class Library:
     def all(self) -> list[Served]:
         """All that are registered or loaded, by name."""
         with self.lock:
-            return [self.served(name) for name in sorted({*self.folders, *self.entries})]
+            return [self.served(name) for name in self.names()]
 
     def served(self, name: str) -> Served:
         """What is known of one."""
@@ -142,9 +142,13 @@ class Library:
             return Served(name, "", 0, 0, None, 0)
         return Served(name, entry.methods, entry.virtual, entry.bytes, entry.slot, entry.running + entry.waiting)
 
+    def names(self) -> list[str]:
+        """All that are registered or loaded."""
+        return sorted({*self.folders, *self.entries})
+
     def known(self) -> str:
         """The names, in words."""
-        names = sorted({*self.folders, *self.entries})
+        names = self.names()
         return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "") if names else "none"
 
     def read(self, name: str, folder: str | Path) -> tuple[Adapter, Voice]:
